@@ -1,0 +1,246 @@
+"""The reports as data: these dataclasses *are* the schema of the JSON files.
+
+Plain values only (no arrays, no graph objects), so that a report can be written, read back and
+compared without onnx. `report_to_dict` keeps the field order; the published JSON Schema in
+`report.schema.json` is checked against these classes by a test.
+
+Units: latencies in microseconds (`_us`), sizes in bytes, errors relative (||y - y'|| / ||y||),
+ratios after / before (below 1 is faster or smaller).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+SCHEMA_VERSION = "1.0"
+
+Scalar = str | int | float | bool | None
+Kind = Literal["clean-up", "exact", "approximate"]
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model on disk. `bytes` includes its external data."""
+
+    path: str
+    sha256: str
+    bytes: int
+    ir_version: int
+    opsets: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a set of nodes costs. MACs are at batch 1; `latency_us` only where it was measured."""
+
+    nodes: int
+    parameters: int
+    weight_bytes: int
+    macs: int
+    latency_us: float | None = None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a whole model costs. `operators` counts nodes by type, most frequent first."""
+
+    nodes: int
+    parameters: int
+    weight_bytes: int
+    file_bytes: int
+    macs: int
+    peak_activation_bytes: int | None
+    operators: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Two models timed in turn (A B A B ...), both at ORT_ENABLE_ALL.
+
+    `ratio` is the median of after / before over the pairs, `ratio_low`..`ratio_high` its 95 %
+    confidence interval. `input_shapes` is what was fed.
+    """
+
+    batch: int
+    threads: int
+    pairs: int
+    before_us: float
+    after_us: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    input_shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def speedup(self) -> float:
+        """before / after: 2.0 is twice as fast."""
+        return 1.0 / self.ratio
+
+    @property
+    def measurably_faster(self) -> bool:
+        """Whether the whole confidence interval lies below 1."""
+        return self.ratio_high < 1.0
+
+
+@dataclass(frozen=True)
+class RewriteEntry:
+    """One rewrite that was applied: what it removed (`before`) and what stands there now (`after`).
+
+    Summed over all entries, `before` - `after` is the difference of the totals.
+    """
+
+    name: str
+    kind: Kind
+    site: tuple[str, ...]
+    options: dict[str, Scalar]
+    before: Cost
+    after: Cost
+    predicted_error: float | None = None
+    measured_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Declined:
+    """A place where a rewrite looked and did nothing, and why."""
+
+    name: str
+    site: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """How one output of the written file compares with the original's, over all samples.
+
+    `level` is the onnxruntime graph optimization level the written file ran at. `mismatches` is
+    the share of unequal elements (what counts for integer, boolean and string outputs).
+    """
+
+    name: str
+    level: Literal["disable_all", "enable_all"]
+    dtype: str
+    max_abs: float | None
+    relative_l2: float | None
+    sqnr_db: float | None
+    cosine: float | None
+    top1_agreement: float | None
+    mismatches: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where inputs came from. `source` "synthetic" means drawn at random: errors are indicative."""
+
+    source: Literal["synthetic", "data"]
+    description: str
+    fitting: int
+    held_out: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The proof. `tolerance` bounds relative_l2; accuracy is the metric on the held-out samples."""
+
+    passed: bool
+    tolerance: float
+    samples: Samples
+    outputs: tuple[OutputCheck, ...]
+    metric: str | None = None
+    metric_before: float | None = None
+    metric_after: float | None = None
+    rolled_back: tuple[Declined, ...] = ()
+
+
+@dataclass(frozen=True)
+class BudgetUsed:
+    """The budget the user gave, and which of its limits stopped the search (`bound_by`)."""
+
+    max_error: float | None = None
+    max_drop: float | None = None
+    speedup: float | None = None
+    bound_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What approximate rewrites could save inside a budget that was not given (an estimate)."""
+
+    max_error: float
+    macs_ratio: float
+
+
+@dataclass(frozen=True)
+class OptimizeReport:
+    """Everything `graphopt optimize` did: what an auditor reads."""
+
+    tool: str
+    versions: dict[str, str]
+    command: str
+    input: ModelFile
+    output: ModelFile | None
+    target: str
+    seed: int
+    budget: BudgetUsed
+    before: Totals
+    after: Totals
+    latency: tuple[Latency, ...]
+    rewrites: tuple[RewriteEntry, ...]
+    declined: tuple[Declined, ...]
+    verification: Verification | None
+    available: tuple[Estimate, ...]
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+    peak_memory_bytes: int
+    schema_version: str = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What one rewrite would save on one layer, were it applied.
+
+    `predicted_error` is relative, of the layer's weight; `latency_ratio` after / before, measured.
+    """
+
+    rewrite: str
+    kind: Kind
+    options: dict[str, Scalar]
+    macs: int
+    parameters: int
+    predicted_error: float | None
+    latency_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerAudit:
+    """One layer with weights: its cost, its measured time, and what could be saved."""
+
+    name: str
+    op_type: str
+    output_shape: tuple[int, ...]
+    cost: Cost
+    savings: tuple[Saving, ...]
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """Everything `graphopt audit` found. Nothing was written."""
+
+    tool: str
+    versions: dict[str, str]
+    command: str
+    input: ModelFile
+    threads: int
+    totals: Totals
+    layers: tuple[LayerAudit, ...]
+    exact: tuple[RewriteEntry, ...]
+    declined: tuple[Declined, ...]
+    notes: tuple[str, ...]
+    schema_version: str = SCHEMA_VERSION
+
+
+def report_to_dict(report: OptimizeReport | AuditReport) -> dict[str, Any]:
+    """The report as JSON-ready plain data, `schema_version` first."""
+    plain = asdict(report)
+    return {"schema_version": plain.pop("schema_version"), **plain}
