@@ -1,0 +1,1 @@
+"""Reports: the dataclasses (`schema`), and JSON, terminal, HTML and JUnit made of them."""

@@ -1,0 +1,71 @@
+"""All rewrites, in the order they are tried. The lists are explicit; nothing registers itself.
+
+Third parties add rewrites through the entry point group `graphopt.rewrites`: each entry point
+names a rewrite instance, or a function that returns one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+
+from graphopt.errors import InputError
+from graphopt.rewrites.approximate.input_bottleneck import InputBottleneck
+from graphopt.rewrites.approximate.kernel_pair import KernelPair
+from graphopt.rewrites.base import ApproximateRewrite, ExactRewrite, Rewrite, WholeModelPass
+from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
+from graphopt.rewrites.cleanup.library import (
+    FoldConstants,
+    LiftConstants,
+    MergeDuplicates,
+    RemoveDead,
+    RemoveIdentities,
+)
+from graphopt.rewrites.cleanup.remove_noops import RemoveNoops
+from graphopt.rewrites.exact.fc_to_conv import FcToConv
+from graphopt.rewrites.exact.fuse_affine import FuseBatchNormAffine, FuseConvAffine
+from graphopt.rewrites.exact.fuse_conv_bn import FuseConvBatchNorm
+from graphopt.rewrites.exact.merge_activations import MergeActivations
+
+CLEANUP: tuple[ExactRewrite | WholeModelPass, ...] = (
+    FreezeInitializers(),
+    LiftConstants(),
+    RemoveDead(),
+    FoldConstants(),
+    RemoveIdentities(),
+    RemoveNoops(),
+    MergeDuplicates(),
+)
+
+EXACT: tuple[ExactRewrite, ...] = (
+    FuseConvBatchNorm(),
+    FuseConvAffine(),
+    FuseBatchNormAffine(),
+    MergeActivations(),
+    FcToConv(),
+)
+
+APPROXIMATE: tuple[ApproximateRewrite, ...] = (InputBottleneck(), KernelPair())
+
+ENTRY_POINT_GROUP = "graphopt.rewrites"
+
+
+def all_rewrites() -> tuple[Rewrite, ...]:
+    """The built-in rewrites and those that installed packages offer.
+
+    Raises:
+        InputError: A package's entry point is not a rewrite.
+    """
+    return (*CLEANUP, *EXACT, *APPROXIMATE, *_plugins())
+
+
+def _plugins() -> Sequence[Rewrite]:
+    found: list[Rewrite] = []
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        made = point.load()
+        if callable(made) and not isinstance(made, Rewrite):
+            made = made()
+        if not isinstance(made, Rewrite):
+            raise InputError(f"the entry point {point.name} of {ENTRY_POINT_GROUP} is no rewrite")
+        found.append(made)
+    return found

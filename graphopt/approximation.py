@@ -1,0 +1,114 @@
+"""The approximate stage: what is on offer, what it is worth, and the plan the budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from graphopt.calibration.synthetic import draw
+from graphopt.cost.channel_block import channel_block
+from graphopt.cost.counts import macs
+from graphopt.graph.scope import Scope
+from graphopt.planning.budget import Budget
+from graphopt.planning.choices import menus, price
+from graphopt.planning.plan import choose
+from graphopt.planning.search import Plan
+from graphopt.rewrites.base import Decline, Menu
+from graphopt.rewrites.ledger import Permit
+from graphopt.verification.compare import Reference
+from graphopt.verification.guard import ReferenceGuard
+
+if TYPE_CHECKING:
+    from graphopt.pipeline import Job
+    from graphopt.rewriting import Rewritten
+
+_SENSITIVITY_SAMPLES = 64
+
+_ESTIMATED = (0.01, 0.05)
+"""Errors for which the report estimates what could be saved, when no budget was given."""
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """The plan, what ended the search, what was declined, and estimates when there was no budget.
+
+    slower: the whole plan was measured and is not faster than the exactly rewritten model.
+    """
+
+    plan: Plan = ()
+    bound_by: str | None = None
+    declined: tuple[Decline, ...] = ()
+    available: tuple[tuple[float, float], ...] = ()
+    slower: bool = False
+
+
+def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
+    """Search for the fastest plan inside the budget; without a budget, inside the exact tolerance."""
+    options, scope = job.options, exact.scope
+    if not job.selection.approximate or not options.verify:
+        return Approximation()
+    job.progress.stage("Factorizing")
+    offered, declined = menus(scope, job.selection.approximate, channel_block())
+    offered = [_permitted(menu, permit) for menu in offered]
+    budget, available = options.budget, ()
+    if not budget.given:
+        available = _estimates(scope, offered)
+        tolerance = job.limits.error or 0.0
+        budget = Budget(max_error=tolerance)
+        offered = [_closer_than(menu, tolerance) for menu in offered]
+    offered = [menu for menu in offered if menu.candidates]
+    if not offered:
+        return Approximation(declined=tuple(declined), available=available)
+    guard = _guard(job)
+    priced, slower = price(scope, offered, guard, job.stopwatch, job.progress)
+    found = choose(scope, priced, budget, guard, job.progress)
+    if found.plan and job.stopwatch is not None:
+        from graphopt.planning.choices import with_candidates
+
+        chosen = [(choice.layer, choice.candidate) for choice in found.plan]
+        gained = guard.speedup(with_candidates(scope, chosen)) / guard.speedup(scope.model)
+        if gained <= 1:
+            return Approximation((), None, (*declined, *slower), available, slower=True)
+    return Approximation(found.plan, found.bound_by, (*declined, *slower), available)
+
+
+def _permitted(menu: Menu, permit: Permit) -> Menu:
+    layer = menu.node.outputs[0].name or ""
+    kept = tuple(c for c in menu.candidates if (c.rewrite, layer) not in permit.blocked)
+    return replace(menu, candidates=kept)
+
+
+def _closer_than(menu: Menu, error: float) -> Menu:
+    return replace(menu, candidates=tuple(c for c in menu.candidates if c.error <= error))
+
+
+def _guard(job: Job) -> ReferenceGuard:
+    parts, path, threads = job.inputs.split, job.source.path, job.options.threads
+    fitting = parts.fitting if parts.fitting.batches else parts.held_out
+    timing = draw(job.source.model.graph, job.inputs.shapes, job.options.seed, batches=1)
+    return ReferenceGuard(
+        original=path,
+        fitting=Reference(path, fitting.first(_SENSITIVITY_SAMPLES), threads),
+        evaluation=Reference(path, parts.held_out, threads, job.reference.metric),
+        timing=timing.batches[0].feeds,
+        threads=threads,
+    )
+
+
+def _estimates(scope: Scope, offered: Sequence[Menu]) -> tuple[tuple[float, float], ...]:
+    """(error, MACs after / before) if every layer took its cheapest candidate of that weight error."""
+    total = sum(macs(node, scope.infos) for node in scope.graph)
+    found = []
+    for error in _ESTIMATED:
+        saved: dict[str, float] = {}
+        for menu in offered:
+            layer = menu.node.outputs[0].name or ""
+            for candidate in _closer_than(menu, error).candidates:
+                gain = macs(menu.node, scope.infos) * (1 - candidate.macs_ratio)
+                saved[layer] = max(saved.get(layer, 0.0), gain)
+        if saved and total:
+            found.append((error, 1 - sum(saved.values()) / total))
+    return tuple(found)
+
+

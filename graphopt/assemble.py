@@ -1,0 +1,258 @@
+"""From the results of a run to its report: plain data out of graphs and arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from graphopt._version import __version__
+from graphopt.approximation import Approximation
+from graphopt.calibration.prepare import Inputs
+from graphopt.clock import Clock, peak_memory_bytes
+from graphopt.cost.census import Tally
+from graphopt.cost.table import cpu_model
+from graphopt.cost.totals import ModelCost, model_cost
+from graphopt.destination import Stage, destination_of
+from graphopt.graph.io import Source, digest, file_bytes, load
+from graphopt.graph.shapes import infer
+from graphopt.options import Options
+from graphopt.reporting.schema import (
+    BudgetUsed,
+    Cost,
+    Declined,
+    Estimate,
+    Latency,
+    ModelFile,
+    OptimizeReport,
+    OutputCheck,
+    RewriteEntry,
+    Samples,
+    Totals,
+    Verification,
+)
+from graphopt.rewrites.base import Decline
+from graphopt.rewrites.ledger import Applied
+from graphopt.rewriting import Rewritten
+from graphopt.verification.proof import EXACT_TOLERANCE, Proof
+
+_REPORTED = ("graphopt", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attempt at a result, as far as it got."""
+
+    exact: Rewritten
+    done: Rewritten
+    found: Approximation
+    proof: Proof | None
+    latency: tuple[Latency, ...]
+    rolled_back: tuple[Decline, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The attempt that held, with the facts about its file (read before it moves into place)."""
+
+    trial: Trial
+    file: ModelFile
+    written: bool
+    cost: ModelCost
+
+    @classmethod
+    def of(cls, trial: Trial, stage: Stage, options: Options) -> Outcome:
+        """Take the facts of a staged result and, unless this is a dry run, commit it."""
+        result = load(stage.path)
+        file = model_file(result, stage.destination)
+        scope = trial.done.scope
+        cost = model_cost(result.model, scope.infos)
+        if not options.dry_run:
+            stage.commit()
+        return cls(trial, file, not options.dry_run, cost)
+
+
+def model_file(source: Source, shown_as: Path | None = None) -> ModelFile:
+    """The facts about a model file."""
+    return ModelFile(
+        path=str(shown_as or source.path),
+        sha256=digest(source.path),
+        bytes=file_bytes(source.path),
+        ir_version=source.model.ir_version,
+        opsets=dict(source.model.graph.opset_imports),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of graphopt and the libraries it rests on."""
+    found = {"graphopt": __version__}
+    for name in _REPORTED[1:]:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    found["cpu"] = cpu_model()
+    return found
+
+
+def totals(cost: ModelCost, file: ModelFile) -> Totals:
+    """Totals of a model."""
+    return Totals(
+        nodes=cost.tally.nodes,
+        parameters=cost.tally.parameters,
+        weight_bytes=cost.tally.weight_bytes,
+        file_bytes=file.bytes,
+        macs=cost.tally.macs,
+        peak_activation_bytes=cost.peak_activation_bytes,
+        operators=dict(cost.operators),
+    )
+
+
+def declined(items: Iterable[Decline]) -> tuple[Declined, ...]:
+    """Declined sites, as the report has them."""
+    return tuple(Declined(item.rewrite, item.site, item.reason) for item in items)
+
+
+def rewrite_entry(change: Applied) -> RewriteEntry:
+    """One applied change, as the report has it."""
+    return RewriteEntry(
+        name=change.name,
+        kind=change.kind,  # type: ignore[arg-type]
+        site=change.site,
+        options=dict(change.options),
+        before=_cost(change.before, change.latency_before_us),
+        after=_cost(change.after, change.latency_after_us),
+        predicted_error=change.predicted_error if change.kind == "approximate" else None,
+        measured_error=change.measured_error,
+    )
+
+
+def optimize_report(
+    source: Source,
+    options: Options,
+    inputs: Inputs,
+    outcome: Outcome,
+    clock: Clock,
+    command: str,
+) -> OptimizeReport:
+    """The report of a run."""
+    trial = outcome.trial
+    original = model_file(source)
+    before = model_cost(source.model, infer(source.model, inputs.shapes))
+    budget = options.budget
+    return OptimizeReport(
+        tool=f"graphopt {__version__}",
+        versions=versions(),
+        command=command,
+        input=original,
+        output=outcome.file if outcome.written else None,
+        target=options.target,
+        seed=options.seed,
+        budget=BudgetUsed(
+            budget.max_error, budget.max_drop, budget.speedup, trial.found.bound_by
+        ),
+        before=totals(before, original),
+        after=totals(outcome.cost, outcome.file),
+        latency=trial.latency,
+        rewrites=tuple(rewrite_entry(change) for change in trial.done.applied),
+        declined=declined((*trial.done.declined, *trial.found.declined)),
+        verification=verification(trial, inputs, options),
+        available=tuple(Estimate(error, ratio) for error, ratio in trial.found.available),
+        notes=_notes(source, trial, outcome),
+        seconds=dict(clock.seconds),
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def verification(trial: Trial, inputs: Inputs, options: Options) -> Verification | None:
+    """The proof, as the report has it; None when nothing was verified."""
+    proof = trial.proof
+    if proof is None:
+        return None
+    return Verification(
+        passed=proof.passed,
+        tolerance=options.budget.max_error or EXACT_TOLERANCE,
+        samples=samples(inputs),
+        outputs=output_checks(proof),
+        metric=_metric_name(options, proof),
+        metric_before=proof.metric_before,
+        metric_after=proof.metric_after,
+        rolled_back=declined(trial.rolled_back),
+    )
+
+
+def samples(inputs: Inputs) -> Samples:
+    """Where the inputs came from and how many there are."""
+    held_out = inputs.split.held_out
+    return Samples(
+        source=held_out.source,
+        description=held_out.description,
+        fitting=inputs.split.fitting.samples,
+        held_out=held_out.samples,
+    )
+
+
+def output_checks(proof: Proof) -> tuple[OutputCheck, ...]:
+    """Every output at every level, as the report has it."""
+    rows = []
+    for check in proof.checks:
+        distance = check.comparison.distances[check.name]
+        dtype = check.comparison.dtypes[check.name]
+        is_float = "float" in dtype
+        rows.append(
+            OutputCheck(
+                name=check.name,
+                level=check.level,
+                dtype=dtype,
+                max_abs=distance.max_abs if is_float else None,
+                relative_l2=distance.relative_l2 if is_float else None,
+                sqnr_db=distance.sqnr_db if is_float and math.isfinite(distance.sqnr_db) else None,
+                cosine=distance.cosine if is_float else None,
+                top1_agreement=distance.top1_agreement,
+                mismatches=distance.mismatches,
+                passed=check.passed,
+            )
+        )
+    return tuple(rows)
+
+
+def _cost(tally: Tally, latency_us: float | None) -> Cost:
+    return Cost(tally.nodes, tally.parameters, tally.weight_bytes, tally.macs, latency_us)
+
+
+def _metric_name(options: Options, proof: Proof) -> str | None:
+    if proof.metric_before is None:
+        return None
+    return options.metric or "top1"
+
+
+def _notes(source: Source, trial: Trial, outcome: Outcome) -> tuple[str, ...]:
+    notes = []
+    if not trial.done.applied:
+        notes.append("nothing to do: the result is the input, byte for byte")
+    if outcome.file.ir_version != source.model.ir_version:
+        notes.append(
+            f"IR version raised from {source.model.ir_version} to {outcome.file.ir_version}: "
+            "older files must list every initializer as an input, which blocks fusion"
+        )
+    if source.unknown_operator is not None:
+        notes.append(f"not checked by the ONNX checker: {source.unknown_operator}")
+    if trial.found.slower:
+        notes.append("approximations fit the budget but are not measurably faster: none was taken")
+    overridable = _overridable(trial.done.model)
+    if overridable:
+        notes.append(
+            f"{overridable} initializers are also graph inputs and can be overridden by a caller; "
+            "they were kept (--freeze-initializers fuses them)"
+        )
+    return tuple(notes)
+
+
+def _overridable(model: ir.Model) -> int:
+    return sum(value.is_initializer() for value in model.graph.inputs)
+
+

@@ -1,0 +1,90 @@
+"""Counting what a model costs: multiply-accumulates, parameters, bytes, nodes.
+
+MACs count convolutions and matrix products only (the convention of the literature: one
+multiplication and one addition are one MAC); normalization and activations count as nothing.
+Parameters are the elements of constant tensors of float or 8-bit and smaller integer type; shape
+vectors and indices are no parameters, but their bytes count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import onnx_ir as ir
+
+from graphopt.graph.constants import constant
+from graphopt.graph.scope import attribute_int, is_op
+from graphopt.graph.shapes import TensorInfo
+
+_NO_PARAMETER = {
+    ir.DataType.INT16,
+    ir.DataType.INT32,
+    ir.DataType.INT64,
+    ir.DataType.UINT16,
+    ir.DataType.UINT32,
+    ir.DataType.UINT64,
+    ir.DataType.BOOL,
+    ir.DataType.STRING,
+}
+
+
+def macs(node: ir.Node, infos: Mapping[str, TensorInfo]) -> int:
+    """Multiply-accumulates of one node; 0 for operators that have none or of unknown shape."""
+    if is_op(node, "Conv", "ConvInteger"):
+        out, weight = _shape(node.outputs[0], infos), _shape(node.inputs[1], infos)
+        if out is None or weight is None:
+            return 0
+        return math.prod(out) * math.prod(weight[1:])
+    if is_op(node, "QLinearConv"):
+        out, weight = _shape(node.outputs[0], infos), _shape(node.inputs[3], infos)
+        return 0 if out is None or weight is None else math.prod(out) * math.prod(weight[1:])
+    if is_op(node, "ConvTranspose"):
+        source, weight = _shape(node.inputs[0], infos), _shape(node.inputs[1], infos)
+        return 0 if source is None or weight is None else math.prod(source) * math.prod(weight[1:])
+    if is_op(node, "DeformConv"):
+        out, weight = _shape(node.outputs[0], infos), _shape(node.inputs[1], infos)
+        return 0 if out is None or weight is None else math.prod(out) * math.prod(weight[1:])
+    if is_op(node, "Gemm"):
+        out, a = _shape(node.outputs[0], infos), _shape(node.inputs[0], infos)
+        if out is None or a is None:
+            return 0
+        return math.prod(out) * (a[0] if attribute_int(node, "transA", 0) else a[-1])
+    if is_op(node, "MatMul", "MatMulInteger"):
+        out, a = _shape(node.outputs[0], infos), _shape(node.inputs[0], infos)
+        return 0 if out is None or not a else math.prod(out) * a[-1]
+    return 0
+
+
+def _shape(value: ir.Value | None, infos: Mapping[str, TensorInfo]) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    info = infos.get(value.name or "")
+    if info is not None:
+        return info.shape
+    array = constant(value)
+    return None if array is None else tuple(array.shape)
+
+
+def tensors(model: ir.Model) -> Iterator[tuple[ir.Value | ir.Node, ir.TensorProtocol]]:
+    """Every stored tensor (initializers, Constant nodes), with what owns it."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+        for node in graph:
+            attribute = node.attributes.get("value") if is_op(node, "Constant") else None
+            if attribute is not None and not attribute.is_ref():
+                yield node, attribute.as_tensor()
+
+
+def parameters(tensor: ir.TensorProtocol) -> int:
+    """Elements of a tensor that count as parameters."""
+    return 0 if tensor.dtype in _NO_PARAMETER else int(tensor.size)
+
+
+def operators(model: ir.Model) -> dict[str, int]:
+    """Nodes by operator type, most frequent first, bodies included."""
+    counts = Counter(node.op_type for node in model.graph.all_nodes())
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,107 @@
+"""Timing two models against each other so that the answer holds on a shared, noisy machine.
+
+The two run in turn (A B A B ...) in one process; each pair gives a ratio; the median of the ratios
+is reported with a distribution-free 95 % confidence interval (order statistics of the median, from
+the binomial distribution). Absolute times are medians and only meant as orientation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binom
+
+from graphopt.runtime import Array, Feeds, run
+
+_SAMPLE_SECONDS = 2e-4
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: at most `seconds`, within `least`..`most` pairs."""
+
+    seconds: float = 1.0
+    least: int = 11
+    most: int = 101
+
+
+QUICK = Effort(seconds=0.2, least=9, most=31)
+"""For one candidate layer among many."""
+
+THOROUGH = Effort(seconds=2.0, least=21, most=201)
+"""For the figure that is reported."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median times in microseconds and the ratio after / before with its 95 % interval."""
+
+    before_us: float
+    after_us: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    pairs: int
+
+
+def compare(before: Any, after: Any, feeds: Feeds, effort: Effort = THOROUGH) -> Timing:
+    """Time two onnxruntime sessions on the same inputs, interleaved."""
+    return compare_calls(lambda: run(before, feeds), lambda: run(after, feeds), effort)
+
+
+def compare_calls(
+    before: Callable[[], object], after: Callable[[], object], effort: Effort
+) -> Timing:
+    """Time two calls, interleaved, after a warm-up of each."""
+    once = max(_seconds(before, 2), _seconds(after, 2), 1e-7)
+    repeats = max(1, round(_SAMPLE_SECONDS / once))
+    pairs = int(np.clip(effort.seconds / (2 * once * repeats), effort.least, effort.most))
+    first, second = np.empty(pairs), np.empty(pairs)
+    for index in range(pairs):
+        # The order alternates, so that a drift of the clock speed favours neither.
+        if index % 2 == 0:
+            first[index], second[index] = _seconds(before, repeats), _seconds(after, repeats)
+        else:
+            second[index], first[index] = _seconds(after, repeats), _seconds(before, repeats)
+    low, ratio, high = median_interval(second / first)
+    return Timing(
+        before_us=float(np.median(first)) * 1e6,
+        after_us=float(np.median(second)) * 1e6,
+        ratio=ratio,
+        ratio_low=low,
+        ratio_high=high,
+        pairs=pairs,
+    )
+
+
+def median_interval(values: Array, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Lower bound, median and upper bound of the median of a sample [n].
+
+    Source: order-statistic interval, David & Nagaraja 2003, "Order Statistics", section 7.1.
+    """
+    ordered = np.sort(values)
+    count = len(ordered)
+    lower = int(binom.ppf((1 - confidence) / 2, count, 0.5))
+    low, high = max(lower - 1, 0), min(count - lower, count - 1)
+    return float(ordered[low]), float(np.median(ordered)), float(ordered[high])
+
+
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def random_feeds(shapes: Mapping[str, tuple[tuple[int, ...], Any]], seed: int = 0) -> Feeds:
+    """Normally distributed inputs (name -> (shape, dtype)), for timing only."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.standard_normal(shape).astype(dtype) if np.dtype(dtype).kind == "f"
+        else np.zeros(shape, dtype)
+        for name, (shape, dtype) in shapes.items()
+    }

@@ -1,0 +1,81 @@
+"""Measured latency of a candidate in place of the nodes it would replace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphopt.cost.latency import QUICK, Effort, Timing, compare, random_feeds
+from graphopt.cost.table import LatencyTable, machine
+from graphopt.errors import GraphoptError
+from graphopt.graph.fragment import cut_out, fingerprint
+from graphopt.graph.io import session_source
+from graphopt.graph.scope import Scope
+from graphopt.graph.shapes import TensorInfo, infer, true_inputs
+from graphopt.runtime import open_session
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Compares fragments of a model before and after a rewrite, through the table on disk."""
+
+    table: LatencyTable
+    threads: int = 1
+    effort: Effort = QUICK
+
+    def fragments(self, before: ir.Model, after: ir.Model) -> Timing | None:
+        """Time two small models with the same fixed-shape inputs; None if they cannot be run."""
+        key = f"{fingerprint(before)}:{fingerprint(after)}:{self.threads}:{machine()}"
+        known = self.table.get(key)
+        if known is not None:
+            return known
+        feeds = random_feeds(
+            {
+                v.name or "": (tuple(v.shape.numpy()), v.dtype.numpy())
+                for v in before.graph.inputs
+                if v.shape is not None and v.dtype is not None
+            }
+        )
+        try:
+            with session_source(before) as a, session_source(after) as b:
+                timing = compare(
+                    open_session(a, threads=self.threads),
+                    open_session(b, threads=self.threads),
+                    feeds,
+                    self.effort,
+                )
+        except GraphoptError:
+            return None
+        self.table.put(key, timing)
+        return timing
+
+    def rewritten(
+        self,
+        scope: Scope,
+        nodes: Collection[ir.Node],
+        rewrite: Callable[[Scope], bool],
+        *,
+        batch: int | None = None,
+    ) -> Timing | None:
+        """Time `nodes` against what `rewrite` makes of them, in a fragment of their own.
+
+        rewrite: changes the graph of the scope it is given; False if it finds nothing to change.
+        None when the fragment cannot be cut out, changed or run.
+        """
+        try:
+            before = cut_out(scope, nodes, batch=batch)
+        except ValueError:
+            return None
+        after = before.clone()
+        shapes = {v.name or "": tuple(v.shape.numpy()) for v in true_inputs(after.graph) if v.shape}
+        infos: dict[str, TensorInfo] = infer(after, shapes)
+        for node in after.graph:
+            for value in node.outputs:
+                info = infos.get(value.name or "")
+                if info is not None:
+                    value.shape, value.type = ir.Shape(info.shape), ir.TensorType(info.dtype)
+        if not rewrite(Scope(after, after.graph, infos)):
+            return None
+        return self.fragments(before, after)

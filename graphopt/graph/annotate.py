@@ -1,0 +1,59 @@
+"""Shape annotations: inferred for the work, and put back to what the file had at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The value_info of a file: type and shape by value name (main graph)."""
+
+    declared: Mapping[str, tuple[ir.TypeProtocol | None, ir.Shape | None]]
+
+
+def annotate(model: ir.Model) -> Annotations:
+    """Replace the declared shapes of intermediate values by inferred ones, symbols kept.
+
+    Declared ones are not trusted (exporters get them wrong); where inference finds nothing, the
+    value is left without. Returns what the file declared.
+    """
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    declared: dict[str, tuple[ir.TypeProtocol | None, ir.Shape | None]] = {}
+    outputs = {output.name: output.shape for output in model.graph.outputs}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.shape is not None or value.type is not None:
+                declared[value.name or ""] = (value.type, value.shape)
+                value.shape = None
+    common_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    for output in model.graph.outputs:  # the interface is the user's, right or wrong
+        output.shape = outputs[output.name]
+    return Annotations(declared)
+
+
+def restore(model: ir.Model, annotations: Annotations) -> None:
+    """Keep annotations only of values the file had them for, corrected where inference knew better."""
+    outputs = {id(output) for output in model.graph.outputs}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if id(value) in outputs:
+                continue
+            known = annotations.declared.get(value.name or "")
+            if known is None:
+                value.shape = None
+                value.type = None
+            elif value.shape is None:
+                value.type, value.shape = known
+
+
+def stamp(model: ir.Model, version: str, rewrites: Mapping[str, int]) -> None:
+    """Write into the model which rewrites made it, and how often each was applied."""
+    summary = ", ".join(f"{name} {count}" for name, count in rewrites.items())
+    model.metadata_props["graphopt.version"] = version
+    model.metadata_props["graphopt.rewrites"] = summary

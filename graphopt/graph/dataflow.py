@@ -1,0 +1,78 @@
+"""The dataflow graph of a model as a networkx graph, and the questions put to it.
+
+Nodes are `onnx_ir.Node` objects; an edge u -> v says that v (or a body inside v) reads an output
+of u.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import networkx as nx
+import onnx_ir as ir
+
+from graphopt.graph.shapes import TensorInfo
+
+
+def dataflow(graph: ir.Graph) -> nx.DiGraph:
+    """The dataflow graph of one graph; uses inside a body count for the node that owns the body."""
+    flow = nx.DiGraph()
+    flow.add_nodes_from(graph)
+    owner: dict[ir.Node, ir.Node] = {}
+    for node in graph:
+        owner[node] = node
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                owner |= dict.fromkeys(attribute.as_graph().all_nodes(), node)
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for body in attribute.as_graphs():
+                    owner |= dict.fromkeys(body.all_nodes(), node)
+    for node in graph:
+        for output in node.outputs:
+            for use in output.uses():
+                if use.node in owner:
+                    flow.add_edge(node, owner[use.node])
+    return flow
+
+
+def is_convex(flow: nx.DiGraph, region: Collection[ir.Node]) -> bool:
+    """Whether no path leaves the region and comes back: only then can it be cut out as one."""
+    inside = set(region)
+    leaving = {after for node in inside for after in flow.successors(node) if after not in inside}
+    reached = set(leaving)
+    for node in leaving:
+        reached |= nx.descendants(flow, node)
+    return not (reached & inside)
+
+
+def peak_activation_bytes(graph: ir.Graph, infos: Mapping[str, TensorInfo]) -> int | None:
+    """Most bytes of activations alive at once, in the order of the file; None if a shape is unknown.
+
+    A value lives from its producer to its last use (graph outputs to the end). Weights do not
+    count. No buffer is reused in place.
+    """
+    flow = dataflow(graph)
+    order = {node: index for index, node in enumerate(graph)}
+    end = len(order)
+    events: list[tuple[int, int]] = []
+    produced = [(value, -1) for value in graph.inputs if not value.is_initializer()]
+    produced += [(value, order[node]) for node in graph for value in node.outputs if value.name]
+    for value, born in produced:
+        info = infos.get(value.name or "")
+        if info is None:
+            return None
+        producer = value.producer()
+        users = [order[use.node] for use in value.uses() if use.node in order]
+        if producer is not None and len(users) < len(value.uses()):
+            users += [order[node] for node in flow.successors(producer)]
+        dies = end if value.is_graph_output() else max(users, default=born)
+        count = 1
+        for size in info.shape:
+            count *= size
+        size_bytes = int(count * info.dtype.itemsize)
+        events += [(born, size_bytes), (dies + 1, -size_bytes)]
+    alive = peak = 0
+    for _, change in sorted(events, key=lambda event: (event[0], event[1])):
+        alive += change
+        peak = max(peak, alive)
+    return peak

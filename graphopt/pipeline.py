@@ -1,0 +1,208 @@
+"""The way of a model through graphopt, top to bottom.
+
+    load -> settle on inputs -> exact rewrites to a fixpoint -> [price, search, apply a plan]
+    -> write to a temporary file -> prove *that file* -> (roll back and try again) -> rename -> report
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from threadpoolctl import threadpool_limits
+
+from graphopt._version import __version__
+from graphopt.approximation import Approximation, approximate
+from graphopt.assemble import Outcome, Trial, optimize_report
+from graphopt.calibration.prepare import Inputs, prepare
+from graphopt.calibration.readers import load_function
+from graphopt.clock import Clock
+from graphopt.cost.stopwatch import Stopwatch
+from graphopt.cost.table import LatencyTable
+from graphopt.destination import destination_of, staged
+from graphopt.errors import InputError, VerificationError
+from graphopt.graph.io import Source, load, session_source
+from graphopt.graph.shapes import TensorInfo, infer
+from graphopt.options import Options
+from graphopt.planning.search import Plan
+from graphopt.progress import Progress, Silent
+from graphopt.reporting.schema import OptimizeReport
+from graphopt.rewrites.base import Decline
+from graphopt.rewrites.gate import MeasuredGate
+from graphopt.rewrites.ledger import Key, Permit
+from graphopt.rewriting import Rewritten, apply_plan, finished, rewrite_exactly
+from graphopt.runtime import open_session
+from graphopt.selection import Selection, select
+from graphopt.timing import time_files
+from graphopt.verification.blame import first_bad
+from graphopt.verification.compare import Reference
+from graphopt.verification.proof import Limits, Proof, exact_tolerance, prove
+
+_MOST_ROLLBACKS = 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything settled before the first rewrite."""
+
+    source: Source
+    options: Options
+    selection: Selection
+    inputs: Inputs
+    infos: dict[str, TensorInfo]
+    reference: Reference
+    limits: Limits
+    stopwatch: Stopwatch | None
+    progress: Progress
+    clock: Clock
+
+
+def optimize(
+    path: Path, options: Options | None = None, progress: Progress | None = None, command: str = ""
+) -> OptimizeReport:
+    """Optimize a model file; write the result (unless `dry_run`) and say what was done.
+
+    Raises:
+        InputError: The model, the data or the options cannot be used as given.
+        VerificationError: The result is not what the original computes; nothing was written.
+        BudgetError: The budget cannot be met; nothing was written.
+    """
+    # Many small factorizations: BLAS threads cost far more than they give.
+    with threadpool_limits(limits=1):
+        job = _settle(path, options or Options(), progress or Silent())
+        outcome = _write_what_holds(job)
+        return optimize_report(job.source, job.options, job.inputs, outcome, job.clock, command)
+
+
+def _settle(path: Path, options: Options, progress: Progress) -> Job:
+    clock = Clock()
+    options.budget.check()
+    selection = select(options)
+    progress.stage("Reading")
+    with clock.stage("read"):
+        source = load(path)
+        destination_of(path, options)
+        if options.verify and source.unknown_operator is not None:
+            raise InputError(
+                f"{path} cannot be verified ({source.unknown_operator}): use --no-verify"
+            )
+        if options.verify:
+            _check_runs(path)
+        inputs = prepare(
+            source.model,
+            data=options.data,
+            eval_data=options.eval_data,
+            given=options.shapes,
+            seed=options.seed,
+            runnable=options.verify,
+        )
+        infos = infer(source.model, inputs.shapes)
+    metric = None if options.metric is None else load_function(options.metric)
+    reference = Reference(path, inputs.split.held_out, options.threads, metric, progress)
+    if options.budget.max_drop is not None and not reference.has_metric:
+        raise InputError("--max-drop needs data with labels, or --metric file.py:function")
+    if options.budget.given and not options.verify:
+        raise InputError("a budget is a promise that has to be measured: drop --no-verify")
+    return Job(
+        source,
+        options,
+        selection,
+        inputs,
+        infos,
+        reference,
+        _limits(source, options),
+        Stopwatch(LatencyTable(), options.threads) if options.bench and options.verify else None,
+        progress,
+        clock,
+    )
+
+
+def _check_runs(path: Path) -> None:
+    try:
+        open_session(path, level="disable_all")
+    except InputError as error:
+        raise InputError(f"{error} (optimize it unverified with --no-verify)") from error
+
+
+def _limits(source: Source, options: Options) -> Limits:
+    budget = options.budget
+    tolerance = exact_tolerance(source.model)
+    if budget.max_error is not None:
+        return Limits(max(budget.max_error, tolerance), budget.max_drop)
+    return Limits(None if budget.given else tolerance, budget.max_drop)
+
+
+def _write_what_holds(job: Job) -> Outcome:
+    """Rewrite, write, prove; on failure drop the change to blame and start over."""
+    permit, rolled_back = Permit(), list[Decline]()
+    while True:
+        exact = _exact(job, permit)
+        with job.clock.stage("plan"):
+            found = approximate(job, exact, permit)
+        done = apply_plan(exact, found.plan, permit)
+        with staged(job.source, done, job.options) as stage:
+            trial = Trial(exact, done, found, None, (), tuple(rolled_back))
+            if not job.options.verify:
+                return Outcome.of(trial, stage, job.options)
+            job.progress.stage("Proving", 2 * len(job.inputs.split.held_out.batches))
+            with job.clock.stage("verify"):
+                proof = prove(job.reference, stage.path, job.limits)
+            if proof.passed:
+                job.progress.stage("Timing")
+                with job.clock.stage("bench"):
+                    latency = time_files(job.source, stage.path, job.inputs, job.options)
+                return Outcome.of(replace(trial, proof=proof, latency=latency), stage, job.options)
+        culprit = _blame(job, exact, found, proof, permit)
+        if job.options.on_fail == "stop" or len(rolled_back) >= _MOST_ROLLBACKS:
+            raise VerificationError(f"{proof.reason}; {culprit.reason}. Nothing was written")
+        rolled_back.append(culprit)
+        permit = Permit(permit.blocked | {_key(done, culprit)})
+
+
+def _exact(job: Job, permit: Permit) -> Rewritten:
+    job.progress.stage("Rewriting")
+    with job.clock.stage("rewrite"):
+        return rewrite_exactly(
+            job.source.model, job.selection.exact, job.infos, MeasuredGate(job.stopwatch), permit
+        )
+
+
+def _blame(
+    job: Job, exact: Rewritten, found: Approximation, proof: Proof, permit: Permit
+) -> Decline:
+    """The change without which the result would have passed.
+
+    Raises:
+        VerificationError: It fails without any change: the fault is not in a rewrite.
+    """
+    job.progress.stage("Looking for the change to blame")
+
+    def passes(count: int) -> bool:
+        few = Permit(permit.blocked, count)
+        done = apply_plan(_exact(job, few), _plan_within(exact, found.plan, count), few)
+        with session_source(finished(done, __version__)) as model:
+            return prove(job.reference, model, job.limits).passed
+
+    done = apply_plan(exact, found.plan, permit)
+    index = first_bad(len(done.applied), passes)
+    if index == 0:
+        raise VerificationError(
+            f"{proof.reason}, even with nothing rewritten: onnxruntime's own optimization, or an "
+            "operator that draws random numbers. Nothing was written"
+        )
+    culprit = done.applied[index - 1]
+    return Decline(culprit.name, culprit.site, f"{culprit.name} at {', '.join(culprit.site)} "
+                   "is to blame" if culprit.site else f"{culprit.name} is to blame")
+
+
+def _plan_within(exact: Rewritten, plan: Plan, count: int) -> Plan:
+    """The part of a plan that may be applied when only `count` changes are allowed."""
+    return plan if count >= len(exact.applied) else ()
+
+
+def _key(done: Rewritten, culprit: Decline) -> Key:
+    return next(
+        change.key
+        for change in done.applied
+        if change.name == culprit.rewrite and change.site == culprit.site
+    )

@@ -1,0 +1,1 @@
+"""Clean-up: nothing here changes what is computed, or how; it only takes away what is not needed."""

@@ -1,0 +1,141 @@
+"""Clean-up that the ONNX libraries already do well, given names and options of ours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from graphopt.graph.scope import STANDARD_DOMAINS
+from graphopt.rewrites.base import OptionValue, WholeModelPass
+
+logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+logging.getLogger("onnxscript").setLevel(logging.ERROR)
+
+_NEVER_FOLDED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+_SMALL_ELEMENTS = 8192
+_INITIALIZER_OVERHEAD = 16
+
+
+@dataclass(frozen=True)
+class LiftConstants(WholeModelPass):
+    """Constant nodes  ==>  initializers (which is what onnxruntime makes of them at load)."""
+
+    name = "lift-constants"
+
+    def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
+        """Lift every Constant node that is not itself an output."""
+        if model.ir_version >= 4:  # before, an initializer had to be listed as an input as well
+            common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(
+                model
+            )
+        return {}
+
+
+@dataclass(frozen=True)
+class FoldConstants(WholeModelPass):
+    """Nodes whose inputs are all constant  ==>  their value.
+
+    Size guard: a node is folded only if the file gets no bigger by it, unless `grow` allows it.
+    Quantization nodes and anything random are left alone; an initializer that a caller may
+    override is not a constant.
+    """
+
+    grow: bool = False
+    name = "fold-constants"
+
+    def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
+        """Fold over the main graph, bodies and functions."""
+        from onnxscript.optimizer import fold_constants
+
+        fold_constants(
+            model,
+            onnx_shape_inference=True,
+            output_size_limit=1 << 62,
+            should_fold=partial(_should_fold, self.grow),
+        )
+        for graph in model.graphs():
+            for value in graph.initializers.values():
+                value.metadata_props.pop("pkg.onnxscript.optimizer.folded_from", None)
+            for node in graph:
+                for value in node.outputs:
+                    value.metadata_props.pop("pkg.onnxscript.optimizer.folded_from", None)
+        return {"grow": True} if self.grow else {}
+
+
+def _should_fold(grow: bool, node: ir.Node) -> bool | None:
+    """True or False as the size guard has it; None leaves it to the library's own limits."""
+    if node.domain not in STANDARD_DOMAINS or node.op_type in _NEVER_FOLDED:
+        return False
+    inputs = [value for value in node.inputs if value is not None]
+    if grow:
+        return True
+    size = _output_bytes(node)
+    if size is None:
+        small = sum(v.const_value.size for v in inputs if v.const_value is not None)
+        return None if small <= _SMALL_ELEMENTS and node.op_type not in _GROWING else False
+    freed = sum(
+        value.const_value.nbytes
+        for value in {id(v): v for v in inputs}.values()
+        if value.const_value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+    )
+    saved = len(ir.serde.serialize_node(node).SerializeToString())
+    return size + _INITIALIZER_OVERHEAD <= freed + saved
+
+
+_GROWING = {"ConstantOfShape", "Expand", "Tile", "Range", "EyeLike", "OneHot", "Resize", "Pad"}
+
+
+def _output_bytes(node: ir.Node) -> int | None:
+    total = 0
+    for value in node.outputs:
+        if value.shape is None or value.dtype is None or not value.shape.is_static():
+            return None
+        count = 1
+        for size in value.shape.numpy():
+            count *= size
+        total += int(count * value.dtype.itemsize)
+    return total
+
+
+@dataclass(frozen=True)
+class RemoveIdentities(WholeModelPass):
+    """Identity  ==>  its input, where no name of an input or output is lost."""
+
+    name = "remove-identities"
+
+    def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
+        """Eliminate Identity nodes."""
+        common_passes.IdentityEliminationPass()(model)
+        return {}
+
+
+@dataclass(frozen=True)
+class RemoveDead(WholeModelPass):
+    """Nodes, optional outputs, initializers and functions nothing depends on  ==>  nothing."""
+
+    name = "remove-dead"
+
+    def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
+        """Remove what is unused; the interface stays."""
+        common_passes.RemoveUnusedNodesPass()(model)
+        common_passes.RemoveUnusedFunctionsPass()(model)
+        return {}
+
+
+@dataclass(frozen=True)
+class MergeDuplicates(WholeModelPass):
+    """Equal nodes with equal inputs, equal initializers  ==>  one of them."""
+
+    name = "merge-duplicates"
+
+    def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
+        """Deduplicate initializers, then common subexpressions."""
+        common_passes.DeduplicateInitializersPass(size_limit=1024)(model)
+        common_passes.DeduplicateHashedInitializersPass()(model)
+        common_passes.CommonSubexpressionEliminationPass()(model)
+        return {}

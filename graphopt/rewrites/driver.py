@@ -1,0 +1,137 @@
+"""Applies exact rewrites and clean-up until nothing changes any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from graphopt.cost.census import Census
+from graphopt.cost.latency import Timing
+from graphopt.graph.edit import forget_names
+from graphopt.graph.scope import Scope, scopes
+from graphopt.graph.shapes import TensorInfo
+from graphopt.rewrites.base import Decline, ExactRewrite, Proposal, WholeModelPass
+from graphopt.rewrites.ledger import Ledger, entry
+
+Gate = Callable[[ExactRewrite, Proposal, Scope], "Verdict"]
+
+_MOST_ROUNDS = 50
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a gated proposal is worth taking, with the reason if not and the timing if there is one."""
+
+    accepted: bool
+    reason: str = ""
+    timing: Timing | None = None
+
+
+def always(_: ExactRewrite, __: Proposal, ___: Scope) -> Verdict:
+    """The gate of a target that takes every exact rewrite."""
+    return Verdict(True)
+
+
+@dataclass
+class Driver:
+    """One model being rewritten.
+
+    infos: concrete shapes of the main graph's values by name; grows with the model.
+    gate: asked before a gated proposal is applied.
+    """
+
+    model: ir.Model
+    infos: dict[str, TensorInfo]
+    ledger: Ledger
+    gate: Gate = always
+    declined: list[Decline] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.census = Census(self.model, self.infos)
+
+    def to_fixpoint(self, rewrites: Sequence[ExactRewrite | WholeModelPass]) -> None:
+        """Apply the rewrites in order, again and again, until a whole round changes nothing.
+
+        `declined` then holds what the last round left alone, and why.
+        """
+        for _ in range(_MOST_ROUNDS):
+            self.declined = []
+            changed = False
+            for rewrite in rewrites:
+                if isinstance(rewrite, WholeModelPass):
+                    changed |= self._pass(rewrite)
+                else:
+                    changed |= self._sweep(rewrite)
+            if not changed:
+                return
+
+    def _pass(self, rewrite: WholeModelPass) -> bool:
+        key = (rewrite.name,)
+        if not self.ledger.admits(key):
+            return False
+        before, state = self.census.take(), _state(self.model)
+        options = rewrite.run(self.model)
+        if _state(self.model) == state:
+            return False
+        forget_names(self.model)
+        after = self.census.take()
+        self.ledger.applied.append(
+            entry(key, kind=rewrite.kind, site=(), options=options, before=before, after=after)
+        )
+        return True
+
+    def _sweep(self, rewrite: ExactRewrite) -> bool:
+        changed = False
+        for scope in scopes(self.model, self.infos):
+            for finding in rewrite.propose(scope):
+                if isinstance(finding, Decline):
+                    self.declined.append(finding)
+                elif self.ledger.admits(finding.key):
+                    changed |= self._take(rewrite, finding, scope)
+        return changed
+
+    def _take(self, rewrite: ExactRewrite, proposal: Proposal, scope: Scope) -> bool:
+        site, timing = proposal.site, None
+        if proposal.gated:
+            verdict = self.gate(rewrite, proposal, scope)
+            if not verdict.accepted:
+                self.declined.append(Decline(rewrite.name, site, verdict.reason))
+                return False
+            timing = verdict.timing
+        key, before = proposal.key, self.census.take()
+        proposal.apply()
+        self.ledger.applied.append(
+            entry(
+                key,
+                kind=rewrite.kind,
+                site=site,
+                options=proposal.options,
+                before=before,
+                after=self.census.take(),
+                latency_us=None if timing is None else (timing.before_us, timing.after_us),
+            )
+        )
+        return True
+
+
+def _state(model: ir.Model) -> object:
+    """Everything a pass may change, cheap to compare (weights by identity)."""
+    graphs = []
+    for graph in model.graphs():
+        nodes = [
+            (
+                node.domain,
+                node.op_type,
+                tuple(None if value is None else value.name for value in node.inputs),
+                tuple(value.name for value in node.outputs),
+                tuple(sorted(node.attributes)),
+            )
+            for node in graph
+        ]
+        weights = [(name, id(value.const_value)) for name, value in graph.initializers.items()]
+        inputs = [value.name for value in graph.inputs]
+        outputs = [value.name for value in graph.outputs]
+        graphs.append((nodes, weights, inputs, outputs))
+    return model.ir_version, graphs, sorted(map(str, model.functions))

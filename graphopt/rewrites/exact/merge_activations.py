@@ -1,0 +1,142 @@
+"""Merge chains of piecewise-linear activations into one standard operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.graph.constants import constant
+from graphopt.graph.edit import Edit
+from graphopt.graph.scope import Scope, attribute_float, follower, is_op
+from graphopt.rewrites.base import ExactRewrite, Finding, Proposal
+
+
+@dataclass(frozen=True)
+class Interval:
+    """clip(x, low, high): Relu is [0, inf)."""
+
+    low: float
+    high: float
+
+    def then(self, after: Interval) -> Interval:
+        """The composition clip(clip(x, self), after), for non-empty intervals."""
+        return Interval(
+            min(max(self.low, after.low), after.high), min(max(self.high, after.low), after.high)
+        )
+
+
+@dataclass(frozen=True)
+class MergeActivations(ExactRewrite):
+    """Relu | Clip | LeakyRelu directly after one another  ==>  one of them.
+
+        Clip(Clip(x, a, b), c, d) = Clip(x, clip(a, c, d), clip(b, c, d)),  Relu = Clip(0, inf)
+        LeakyRelu(LeakyRelu(x, a), b) = LeakyRelu(x, a b),  Relu(LeakyRelu(x, a)) = Relu(x)   (a >= 0)
+
+    Declines when the inner one is used elsewhere, a bound is not constant, an interval is empty,
+    a slope is negative.
+    """
+
+    name = "merge-activations"
+
+    def propose(self, scope: Scope) -> Iterator[Finding]:
+        """One finding per pair of neighbouring activations."""
+        for node in scope.graph:
+            if not is_op(node, "Relu", "Clip", "LeakyRelu"):
+                continue
+            after = follower(scope, node)
+            if after is None or not is_op(after, "Relu", "Clip", "LeakyRelu"):
+                continue
+            merged = _merge(scope, node, after)
+            if isinstance(merged, str):
+                yield self.decline(merged, node, after)
+            else:
+                yield Proposal(self.name, (node, after), merged)
+
+
+def _merge(scope: Scope, node: ir.Node, after: ir.Node) -> Callable[[], None] | str:
+    first, second = _interval(node, scope), _interval(after, scope)
+    if isinstance(first, str):
+        return first
+    if isinstance(second, str):
+        return second
+    if first is not None and second is not None:
+        joined = first.then(second)
+        return _replace(scope, node, after, lambda change: _emit(scope, change, node, joined))
+    slope = attribute_float(node, "alpha", 0.01) if first is None else None
+    outer = attribute_float(after, "alpha", 0.01) if second is None else None
+    if (slope is not None and slope < 0) or (outer is not None and outer < 0):
+        return "a negative slope"
+    if slope is not None and outer is not None:
+        product = slope * outer
+        return _replace(
+            scope,
+            node,
+            after,
+            lambda change: change.like(node, node.inputs, attributes={"alpha": product}),
+        )
+    if first is not None and first.low >= 0:  # LeakyRelu of something never negative
+        kept = first
+    elif second is not None and second.low >= 0:  # never sees what LeakyRelu changed
+        kept = second
+    else:
+        return "the clipping keeps negative values, which LeakyRelu scales"
+    return _replace(scope, node, after, lambda change: _emit(scope, change, node, kept))
+
+
+def _replace(
+    scope: Scope, node: ir.Node, after: ir.Node, build: Callable[[Edit], ir.Value]
+) -> Callable[[], None]:
+    def edit() -> None:
+        change = Edit(scope, MergeActivations.name)
+        new = build(change)
+        change.commit((node, after), {after.outputs[0]: new})
+
+    return edit
+
+
+def _interval(node: ir.Node, scope: Scope) -> Interval | str | None:
+    """The interval of a Relu or Clip; None for LeakyRelu; a reason where it is not usable."""
+    if is_op(node, "LeakyRelu"):
+        return None
+    if is_op(node, "Relu"):
+        return Interval(0.0, math.inf)
+    if scope.opset < 11:
+        low = attribute_float(node, "min", -math.inf)
+        high = attribute_float(node, "max", math.inf)
+    else:
+        bounds = []
+        for index, default in ((1, -math.inf), (2, math.inf)):
+            value = node.inputs[index] if index < len(node.inputs) else None
+            array = constant(value) if value is not None else np.asarray(default)
+            if array is None or array.size != 1:
+                return "a bound is not constant"
+            bounds.append(float(array.reshape(-1)[0]))
+        low, high = bounds
+    return Interval(low, high) if low <= high else "an empty interval"
+
+
+def _emit(scope: Scope, change: Edit, node: ir.Node, interval: Interval) -> ir.Value:
+    source, hint = node.inputs[0], node.outputs[0].name or node.op_type
+    if interval == Interval(0.0, math.inf):
+        return change.node("Relu", [source], hint=hint, name=node.name)
+    if scope.opset < 11:
+        limits = {
+            name: float(bound)
+            for name, bound in (("min", interval.low), ("max", interval.high))
+            if math.isfinite(bound)
+        }
+        return change.node("Clip", [source], limits, hint=hint, name=node.name)
+    dtype = (source.dtype if source is not None else None) or ir.DataType.FLOAT
+    operands: list[ir.Value | None] = [source]
+    for what, bound in (("min", interval.low), ("max", interval.high)):
+        finite = math.isfinite(bound)
+        operands.append(
+            change.constant(np.asarray(bound, dtype.numpy()), f"{hint}_{what}") if finite else None
+        )
+    while operands[-1] is None:
+        operands.pop()
+    return change.node("Clip", operands, hint=hint, name=node.name)

@@ -1,0 +1,97 @@
+"""The rewriting of one model under a permit: exact rewrites to a fixpoint, then the plan.
+
+A pure function of the model, the rewrites, the permit and the plan, so that blame can run it again
+with fewer changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphopt.graph.annotate import Annotations, annotate, restore, stamp
+from graphopt.graph.scope import Scope, site_of
+from graphopt.graph.shapes import TensorInfo
+from graphopt.planning.search import Plan
+from graphopt.rewrites.base import Decline, ExactRewrite, WholeModelPass
+from graphopt.rewrites.driver import Driver, Gate
+from graphopt.rewrites.ledger import Applied, Ledger, Permit, entry
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A rewritten model, still annotated with shapes: what was done to it and what was not."""
+
+    model: ir.Model
+    scope: Scope
+    applied: tuple[Applied, ...]
+    declined: tuple[Decline, ...]
+    annotations: Annotations
+
+
+def rewrite_exactly(
+    model: ir.Model,
+    rewrites: Sequence[ExactRewrite | WholeModelPass],
+    infos: Mapping[str, TensorInfo],
+    gate: Gate,
+    permit: Permit,
+) -> Rewritten:
+    """Apply the exact rewrites to a clone of the model until nothing changes.
+
+    infos: concrete shapes of the model's values for the bound inputs.
+    """
+    clone = model.clone()
+    annotations = annotate(clone)
+    known = dict(infos)
+    driver = Driver(clone, known, Ledger(permit), gate)
+    driver.to_fixpoint(rewrites)
+    scope = Scope(clone, clone.graph, known)
+    return Rewritten(
+        clone, scope, tuple(driver.ledger.applied), tuple(driver.declined), annotations
+    )
+
+
+def apply_plan(done: Rewritten, plan: Plan, permit: Permit) -> Rewritten:
+    """Put the plan's candidates into a clone of an exactly rewritten model, as the permit allows."""
+    clone = done.model.clone()
+    known = dict(done.scope.infos)
+    driver = Driver(clone, known, Ledger(permit, list(done.applied)))
+    scope = Scope(clone, clone.graph, known)
+    for choice in plan:
+        node = next(n for n in clone.graph if n.outputs[0].name == choice.layer)
+        proposal = choice.candidate.propose(scope, node)
+        if not driver.ledger.admits(proposal.key):
+            continue
+        key, site, before = proposal.key, site_of(node), driver.census.take()
+        proposal.apply()
+        timing = choice.timing
+        driver.ledger.applied.append(
+            entry(
+                key,
+                kind="approximate",
+                site=site,
+                options=proposal.options,
+                before=before,
+                after=driver.census.take(),
+                predicted_error=choice.error,
+                latency_us=None
+                if timing is None
+                else (timing.before_us, timing.before_us * timing.ratio),
+            )
+        )
+    return Rewritten(
+        clone, scope, tuple(driver.ledger.applied), done.declined, done.annotations
+    )
+
+
+def finished(done: Rewritten, version: str) -> ir.Model:
+    """The model as it is written: annotations as the file had them, and where it comes from."""
+    restore(done.model, done.annotations)
+    counts: dict[str, int] = {}
+    for change in done.applied:
+        counts[change.name] = counts.get(change.name, 0) + 1
+    if counts:
+        stamp(done.model, version, counts)
+    return done.model

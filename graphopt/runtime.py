@@ -1,0 +1,80 @@
+"""onnxruntime sessions, made in one place so that every measurement and proof runs the same way.
+
+CPU execution provider only; threads are always stated; spinning is off, because a spinning idle
+pool distorts whatever is measured next to it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from graphopt.errors import InputError
+
+Level = Literal["disable_all", "enable_all"]
+Array = np.ndarray[Any, Any]
+Feeds = Mapping[str, Array]
+
+_FATAL = 4
+
+
+def open_session(
+    model: str | Path | bytes, *, level: Level = "enable_all", threads: int = 1
+) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU.
+
+    Args:
+        model: A path, or a serialized model (below 2 GB).
+        level: The graph optimization level.
+        threads: Intra-op threads; inter-op is always 1.
+
+    Raises:
+        InputError: onnxruntime cannot load the model (unknown operator or domain, broken graph).
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.graph_optimization_level = (
+        ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if level == "disable_all"
+        else ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    )
+    source = os.fspath(model) if isinstance(model, Path) else model
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise InputError(f"onnxruntime cannot load the model: {first_line(error)}") from error
+
+
+def run(session: Any, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Any]:
+    """Run a session once; `outputs` None gives all of them, in the model's order.
+
+    Raises:
+        InputError: onnxruntime refuses the inputs or fails while running.
+    """
+    import onnxruntime as ort
+
+    quiet = ort.RunOptions()
+    quiet.log_severity_level = _FATAL
+    try:
+        return list(session.run(outputs, dict(feeds), quiet))
+    except Exception as error:
+        raise InputError(f"onnxruntime cannot run the model: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without onnxruntime's prefixes, kept short."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,57 @@
+"""Which rewrites a run uses: the explicit lists, configured by the options."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+
+from graphopt.errors import InputError
+from graphopt.options import Options
+from graphopt.rewrites import all_rewrites
+from graphopt.rewrites.base import ApproximateRewrite, ExactRewrite, Rewrite, WholeModelPass
+from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
+from graphopt.rewrites.cleanup.library import FoldConstants
+from graphopt.rewrites.exact.fc_to_conv import FcToConv
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rewrites of a run: what is applied to a fixpoint, and what the planner may choose from."""
+
+    exact: tuple[ExactRewrite | WholeModelPass, ...]
+    approximate: tuple[ApproximateRewrite, ...]
+
+
+def select(options: Options) -> Selection:
+    """The rewrites that `--passes` and `--skip` leave, set up for the target.
+
+    Raises:
+        InputError: A name that is no rewrite (the message suggests the nearest).
+    """
+    rewrites = all_rewrites()
+    names = [rewrite.name for rewrite in rewrites]
+    for name in (*(options.passes or ()), *options.skip):
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]}?" if near else "see `graphopt passes`"
+            raise InputError(f"there is no rewrite {name!r}: {hint}")
+    kept = [
+        _configured(rewrite, options)
+        for rewrite in rewrites
+        if (options.passes is None or rewrite.name in options.passes)
+        and rewrite.name not in options.skip
+    ]
+    return Selection(
+        tuple(r for r in kept if not isinstance(r, ApproximateRewrite)),
+        tuple(r for r in kept if isinstance(r, ApproximateRewrite)),
+    )
+
+
+def _configured(rewrite: Rewrite, options: Options) -> Rewrite:
+    if isinstance(rewrite, FreezeInitializers):
+        return replace(rewrite, mode=options.freeze)
+    if isinstance(rewrite, FoldConstants):
+        return replace(rewrite, grow=options.grow)
+    if isinstance(rewrite, FcToConv) and options.target == "npu":
+        return replace(rewrite, gated=False, everywhere=True)
+    return rewrite

@@ -1,0 +1,23 @@
+"""Finding the change that spoils a result, among changes that were applied in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def first_bad(count: int, passes: Callable[[int], bool]) -> int:
+    """The smallest k in 1..count such that the first k changes together do not pass.
+
+    Bisection: about log2(count) calls. `passes(count)` is taken to be False. `passes(0)` is
+    checked: 0 is returned when even no change at all fails (the fault is not among them).
+    """
+    if not passes(0):
+        return 0
+    low, high = 0, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        if passes(middle):
+            low = middle
+        else:
+            high = middle
+    return high

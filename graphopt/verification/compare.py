@@ -1,0 +1,150 @@
+"""Runs a model against the original on the same inputs and says how far its outputs are off.
+
+The original runs once, at ORT_DISABLE_ALL, and its outputs are kept (up to a cap) because a search
+compares many candidates with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.calibration.dataset import Batch, Dataset
+from graphopt.errors import VerificationError
+from graphopt.progress import Progress, Silent
+from graphopt.runtime import Array, Level, open_session, run
+from graphopt.verification.metrics import OutputDistance, top1
+
+Metric = Callable[[Mapping[str, Array], Mapping[str, Array]], float]
+
+_KEPT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Distances per output name, and the metric of both models where there is one."""
+
+    distances: Mapping[str, OutputDistance]
+    dtypes: Mapping[str, str]
+    metric_before: float | None = None
+    metric_after: float | None = None
+
+    @property
+    def error(self) -> float:
+        """The largest relative L2 error over the float outputs; 0 without any."""
+        floats = [d for n, d in self.distances.items() if "float" in self.dtypes[n]]
+        return max((d.relative_l2 for d in floats), default=0.0)
+
+    @property
+    def drop(self) -> float | None:
+        """How far the metric fell (0.005 = half a point), None without a metric."""
+        if self.metric_before is None or self.metric_after is None:
+            return None
+        return self.metric_before - self.metric_after
+
+
+@dataclass
+class Reference:
+    """The original model with inputs, ready to be compared with.
+
+    metric: `metric(outputs, batch) -> float`, averaged over samples; None uses top-1 accuracy of
+    the first classifying output if the data carry labels.
+    """
+
+    model: str | Path | bytes
+    dataset: Dataset
+    threads: int = 1
+    metric: Metric | None = None
+    progress: Progress = field(default_factory=Silent)
+    _session: Any = None
+    _kept: dict[int, list[Array]] = field(default_factory=dict)
+    _kept_bytes: int = 0
+
+    @property
+    def has_metric(self) -> bool:
+        """Whether results have a metric."""
+        return self.metric is not None or self.dataset.labelled
+
+    def compare(self, model: str | Path | bytes, level: Level = "enable_all") -> Comparison:
+        """Run `model` at an optimization level on all batches and compare.
+
+        Raises:
+            InputError: onnxruntime cannot load or run the model.
+            VerificationError: Outputs are missing, of another shape, or not finite.
+        """
+        session = open_session(model, level=level, threads=self.threads)
+        names = [output.name for output in self.session.get_outputs()]
+        if [output.name for output in session.get_outputs()] != names:
+            raise VerificationError("the outputs are not named as the original's")
+        distances = {name: OutputDistance() for name in names}
+        dtypes: dict[str, str] = {}
+        scores, samples = np.zeros(2), 0
+        for batch, expected in self.outputs():
+            found = run(session, batch.feeds)
+            for name, y, z in zip(names, expected, found, strict=True):
+                _check_comparable(name, y, z)
+                dtypes[name] = str(y.dtype)
+                try:
+                    distances[name].add(y, z)
+                except ValueError as error:
+                    raise VerificationError(f"output {name!r} has {error}") from error
+            if self.has_metric:
+                before, after = (
+                    self._score(dict(zip(names, arrays, strict=True)), batch)
+                    for arrays in (expected, found)
+                )
+                scores += np.array([before, after]) * batch.size
+                samples += batch.size
+        if not samples:
+            return Comparison(distances, dtypes)
+        return Comparison(distances, dtypes, *(float(s) for s in scores / samples))
+
+    @property
+    def session(self) -> Any:
+        """The original at ORT_DISABLE_ALL, opened when first needed."""
+        if self._session is None:
+            self._session = open_session(self.model, level="disable_all", threads=self.threads)
+        return self._session
+
+    def outputs(self) -> Iterator[tuple[Batch, list[Array]]]:
+        """Every batch with the original's outputs."""
+        for index, batch in enumerate(self.dataset.batches):
+            arrays = self._kept.get(index)
+            if arrays is None:
+                arrays = run(self.session, batch.feeds)
+                size = sum(getattr(array, "nbytes", 0) for array in arrays)
+                if self._kept_bytes + size <= _KEPT_BYTES:
+                    self._kept[index] = arrays
+                    self._kept_bytes += size
+            self.progress.step()
+            yield batch, arrays
+
+    def _score(self, outputs: Mapping[str, Array], batch: Batch) -> float:
+        if self.metric is not None:
+            extra = {} if batch.labels is None else {"labels": batch.labels}
+            return float(self.metric(outputs, {**batch.feeds, **extra}))
+        for array in outputs.values():
+            winners = top1(array)
+            if winners is not None and batch.labels is not None:
+                return float(np.mean(winners == batch.labels))
+        raise VerificationError("the data carry labels, but no output is a classification")
+
+
+def _check_comparable(name: str, reference: Any, other: Any) -> None:
+    if not isinstance(reference, np.ndarray) or not isinstance(other, np.ndarray):
+        raise VerificationError(
+            f"output {name!r} is not a tensor and cannot be compared: use --no-verify"
+        )
+    if reference.dtype.kind not in "fc":
+        return
+    if not np.all(np.isfinite(reference)):
+        raise VerificationError(
+            f"the original's output {name!r} is NaN or infinite on these inputs: "
+            "give real ones with --data"
+        )
+    if not np.all(np.isfinite(other)):
+        raise VerificationError(f"the result's output {name!r} is NaN or infinite")

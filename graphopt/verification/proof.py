@@ -1,0 +1,97 @@
+"""Whether a written file may stand in for the original: both onnxruntime levels, every output."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from graphopt.errors import VerificationError
+from graphopt.runtime import Level
+from graphopt.verification.compare import Comparison, Reference
+
+LEVELS: tuple[Level, ...] = ("disable_all", "enable_all")
+
+EXACT_TOLERANCE = 1e-4
+"""Relative L2 error that float32 rounding may cause when nothing was approximated."""
+
+_TOLERANCES = {ir.DataType.BFLOAT16: 4e-2, ir.DataType.FLOAT16: 5e-3}
+
+_MISMATCHES = 1e-3
+"""Share of integer, boolean or string elements that may differ (ties that rounding tips over)."""
+
+
+def exact_tolerance(model: ir.Model) -> float:
+    """The tolerance for exact rewrites: that of the coarsest float type the model computes in."""
+    found = EXACT_TOLERANCE
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.dtype in _TOLERANCES:
+                found = max(found, _TOLERANCES[value.dtype])
+    return found
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a result must keep to. `error` None: not limited; `drop` None: no limit on the metric."""
+
+    error: float | None
+    drop: float | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One output at one level: the distance, and whether it is within the limits."""
+
+    name: str
+    level: Level
+    comparison: Comparison
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The outcome at both levels. `reason` says what went wrong first, if something did."""
+
+    checks: tuple[Check, ...]
+    passed: bool
+    reason: str
+    metric_before: float | None = None
+    metric_after: float | None = None
+
+
+def prove(reference: Reference, candidate: str | Path | bytes, limits: Limits) -> Proof:
+    """Run a candidate at ORT_DISABLE_ALL and ORT_ENABLE_ALL against the reference."""
+    checks: list[Check] = []
+    reason = ""
+    last: Comparison | None = None
+    for level in LEVELS:
+        try:
+            last = reference.compare(candidate, level)
+        except VerificationError as error:
+            return Proof(tuple(checks), False, str(error))
+        for name in last.distances:
+            wrong = _violation(last, name, limits)
+            checks.append(Check(name, level, last, not wrong))
+            reason = reason or wrong
+        if not reason and limits.drop is not None and (last.drop or 0.0) > limits.drop:
+            reason = f"the metric falls by {last.drop:.4f}, more than {limits.drop:g}"
+    assert last is not None
+    return Proof(tuple(checks), not reason, reason, last.metric_before, last.metric_after)
+
+
+def _violation(comparison: Comparison, name: str, limits: Limits) -> str:
+    distance = comparison.distances[name]
+    if "float" not in comparison.dtypes[name]:
+        share = distance.mismatches
+        exact = limits.error is not None and limits.error <= max(_TOLERANCES.values())
+        if exact and share > _MISMATCHES:
+            return f"output {name!r}: {share:.2%} of its elements differ"
+        return ""
+    error = distance.relative_l2
+    if limits.error is not None and not error <= limits.error:
+        shown = "infinite" if math.isinf(error) else f"{error:.3g}"
+        return f"output {name!r} is off by {shown}, more than {limits.error:g}"
+    return ""
