@@ -10,7 +10,7 @@ from graphopt.calibration.synthetic import draw
 from graphopt.cost.channel_block import channel_block
 from graphopt.cost.counts import macs
 from graphopt.graph.scope import Scope
-from graphopt.planning.budget import Budget
+from graphopt.planning.budget import Budget, Limit
 from graphopt.planning.choices import menus, price
 from graphopt.planning.plan import choose
 from graphopt.planning.search import Plan
@@ -37,7 +37,7 @@ class Approximation:
     """
 
     plan: Plan = ()
-    bound_by: str | None = None
+    bound_by: Limit | None = None
     declined: tuple[Decline, ...] = ()
     available: tuple[tuple[float, float], ...] = ()
     slower: bool = False
@@ -49,9 +49,12 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     if not job.selection.approximate or not options.verify:
         return Approximation()
     job.progress.stage("Factorizing")
-    offered, declined = menus(scope, job.selection.approximate, channel_block())
+    # Without a budget only exactly low-rank weights matter, which iterative fits do not find.
+    rewrites = [r for r in job.selection.approximate if options.budget.given or r.spectral]
+    offered, declined = menus(scope, rewrites, channel_block())
     offered = [_permitted(menu, permit) for menu in offered]
-    budget, available = options.budget, ()
+    budget = options.budget
+    available: tuple[tuple[float, float], ...] = ()
     if not budget.given:
         available = _estimates(scope, offered)
         tolerance = job.limits.error or 0.0
@@ -110,5 +113,3 @@ def _estimates(scope: Scope, offered: Sequence[Menu]) -> tuple[tuple[float, floa
         if saved and total:
             found.append((error, 1 - sum(saved.values()) / total))
     return tuple(found)
-
-

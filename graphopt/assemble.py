@@ -17,7 +17,7 @@ from graphopt.clock import Clock, peak_memory_bytes
 from graphopt.cost.census import Tally
 from graphopt.cost.table import cpu_model
 from graphopt.cost.totals import ModelCost, model_cost
-from graphopt.destination import Stage, destination_of
+from graphopt.destination import Stage
 from graphopt.graph.io import Source, digest, file_bytes, load
 from graphopt.graph.shapes import infer
 from graphopt.options import Options
@@ -38,7 +38,7 @@ from graphopt.reporting.schema import (
 from graphopt.rewrites.base import Decline
 from graphopt.rewrites.ledger import Applied
 from graphopt.rewriting import Rewritten
-from graphopt.verification.proof import EXACT_TOLERANCE, Proof
+from graphopt.verification.proof import Limits, Proof
 
 _REPORTED = ("graphopt", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "scipy")
 
@@ -53,6 +53,7 @@ class Trial:
     proof: Proof | None
     latency: tuple[Latency, ...]
     rolled_back: tuple[Decline, ...]
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -152,15 +153,15 @@ def optimize_report(
         output=outcome.file if outcome.written else None,
         target=options.target,
         seed=options.seed,
-        budget=BudgetUsed(
-            budget.max_error, budget.max_drop, budget.speedup, trial.found.bound_by
-        ),
+        budget=BudgetUsed(budget.max_error, budget.max_drop, budget.speedup, trial.found.bound_by),
         before=totals(before, original),
         after=totals(outcome.cost, outcome.file),
         latency=trial.latency,
         rewrites=tuple(rewrite_entry(change) for change in trial.done.applied),
         declined=declined((*trial.done.declined, *trial.found.declined)),
-        verification=verification(trial, inputs, options),
+        verification=None
+        if trial.proof is None
+        else verification_of(trial.proof, trial.limits, inputs, options, trial.rolled_back),
         available=tuple(Estimate(error, ratio) for error, ratio in trial.found.available),
         notes=_notes(source, trial, outcome),
         seconds=dict(clock.seconds),
@@ -168,20 +169,23 @@ def optimize_report(
     )
 
 
-def verification(trial: Trial, inputs: Inputs, options: Options) -> Verification | None:
-    """The proof, as the report has it; None when nothing was verified."""
-    proof = trial.proof
-    if proof is None:
-        return None
+def verification_of(
+    proof: Proof,
+    limits: Limits,
+    inputs: Inputs,
+    options: Options,
+    rolled_back: Iterable[Decline] = (),
+) -> Verification:
+    """A proof, as the report has it."""
     return Verification(
         passed=proof.passed,
-        tolerance=options.budget.max_error or EXACT_TOLERANCE,
+        tolerance=limits.error,
         samples=samples(inputs),
         outputs=output_checks(proof),
         metric=_metric_name(options, proof),
         metric_before=proof.metric_before,
         metric_after=proof.metric_after,
-        rolled_back=declined(trial.rolled_back),
+        rolled_back=declined(rolled_back),
     )
 
 
@@ -243,6 +247,13 @@ def _notes(source: Source, trial: Trial, outcome: Outcome) -> tuple[str, ...]:
         notes.append(f"not checked by the ONNX checker: {source.unknown_operator}")
     if trial.found.slower:
         notes.append("approximations fit the budget but are not measurably faster: none was taken")
+    if trial.proof is not None:
+        notes += [
+            f"output {name!r} of the original differs from itself by {noise:.2g} between "
+            "onnxruntime's optimization levels on these inputs: what was checked is that the result "
+            "is no further off (give --data for a sharper proof)"
+            for name, noise in trial.proof.noisy.items()
+        ]
     overridable = _overridable(trial.done.model)
     if overridable:
         notes.append(
@@ -254,5 +265,3 @@ def _notes(source: Source, trial: Trial, outcome: Outcome) -> tuple[str, ...]:
 
 def _overridable(model: ir.Model) -> int:
     return sum(value.is_initializer() for value in model.graph.inputs)
-
-

@@ -1,7 +1,7 @@
 """The way of a model through graphopt, top to bottom.
 
-    load -> settle on inputs -> exact rewrites to a fixpoint -> [price, search, apply a plan]
-    -> write to a temporary file -> prove *that file* -> (roll back and try again) -> rename -> report
+load -> settle on inputs -> exact rewrites to a fixpoint -> [price, search, apply a plan]
+-> write to a temporary file -> prove *that file* -> (roll back and try again) -> rename -> report
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _write_what_holds(job: Job) -> Outcome:
             found = approximate(job, exact, permit)
         done = apply_plan(exact, found.plan, permit)
         with staged(job.source, done, job.options) as stage:
-            trial = Trial(exact, done, found, None, (), tuple(rolled_back))
+            trial = Trial(exact, done, found, None, (), tuple(rolled_back), job.limits)
             if not job.options.verify:
                 return Outcome.of(trial, stage, job.options)
             job.progress.stage("Proving", 2 * len(job.inputs.split.held_out.batches))
@@ -191,8 +191,13 @@ def _blame(
             "operator that draws random numbers. Nothing was written"
         )
     culprit = done.applied[index - 1]
-    return Decline(culprit.name, culprit.site, f"{culprit.name} at {', '.join(culprit.site)} "
-                   "is to blame" if culprit.site else f"{culprit.name} is to blame")
+    return Decline(
+        culprit.name,
+        culprit.site,
+        f"{culprit.name} at {', '.join(culprit.site)} is to blame"
+        if culprit.site
+        else f"{culprit.name} is to blame",
+    )
 
 
 def _plan_within(exact: Rewritten, plan: Plan, count: int) -> Plan:

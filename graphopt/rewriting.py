@@ -81,9 +81,7 @@ def apply_plan(done: Rewritten, plan: Plan, permit: Permit) -> Rewritten:
                 else (timing.before_us, timing.before_us * timing.ratio),
             )
         )
-    return Rewritten(
-        clone, scope, tuple(driver.ledger.applied), done.declined, done.annotations
-    )
+    return Rewritten(clone, scope, tuple(driver.ledger.applied), done.declined, done.annotations)
 
 
 def finished(done: Rewritten, version: str) -> ir.Model:

@@ -28,14 +28,11 @@ def time_files(
     if not is_batch_dynamic(graph):
         return (_time(source, result, inputs.shapes, options),)
     return tuple(
-        _time(source, result, with_batch(graph, inputs.shapes, batch), options)
-        for batch in BATCHES
+        _time(source, result, with_batch(graph, inputs.shapes, batch), options) for batch in BATCHES
     )
 
 
-def _time(
-    source: Source, result: Path, shapes: Mapping[str, Shape], options: Options
-) -> Latency:
+def _time(source: Source, result: Path, shapes: Mapping[str, Shape], options: Options) -> Latency:
     feeds = draw(source.model.graph, shapes, options.seed, batches=1).batches[0].feeds
     timing = compare(
         open_session(source.path, threads=options.threads),

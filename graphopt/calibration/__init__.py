@@ -1,0 +1,1 @@
+"""Inputs: read from the user or drawn at random, split into fitting and held-out parts."""

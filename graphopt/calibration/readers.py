@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,12 @@ def _from_function(spec: str, graph: ir.Graph) -> Iterator[Batch]:
         raise InputError(f"{spec} raised {type(error).__name__}: {first_line(error)}") from error
 
 
-def _items(made: Any) -> Iterable[Any]:
+def _items(made: Any) -> Iterator[Any]:
     """Batches of an iterable, or of a CalibrationDataReader (get_next until None)."""
     if hasattr(made, "get_next"):
         return iter(made.get_next, None)
-    return iter(made)
+    items: Iterator[Any] = iter(made)
+    return items
 
 
 def _from_npz(path: Path, graph: ir.Graph) -> Iterator[Batch]:

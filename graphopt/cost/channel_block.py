@@ -39,9 +39,7 @@ def channel_block() -> int:
         options.log_severity_level = 4
         options.optimized_model_filepath = str(path)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        ort.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         optimized = onnx.load(path)
     widths = [t.dims[0] for t in optimized.graph.initializer if len(t.dims) == 4]
     return widths[0] if widths and widths[0] > 3 else _FALLBACK

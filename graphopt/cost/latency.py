@@ -32,7 +32,7 @@ class Effort:
 QUICK = Effort(seconds=0.2, least=9, most=31)
 """For one candidate layer among many."""
 
-THOROUGH = Effort(seconds=2.0, least=21, most=201)
+THOROUGH = Effort(seconds=2.0, least=9, most=201)
 """For the figure that is reported."""
 
 
@@ -101,7 +101,8 @@ def random_feeds(shapes: Mapping[str, tuple[tuple[int, ...], Any]], seed: int = 
     """Normally distributed inputs (name -> (shape, dtype)), for timing only."""
     rng = np.random.default_rng(seed)
     return {
-        name: rng.standard_normal(shape).astype(dtype) if np.dtype(dtype).kind == "f"
+        name: rng.standard_normal(shape).astype(dtype)
+        if np.dtype(dtype).kind == "f"
         else np.zeros(shape, dtype)
         for name, (shape, dtype) in shapes.items()
     }

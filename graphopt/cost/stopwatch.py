@@ -51,6 +51,15 @@ class Stopwatch:
         self.table.put(key, timing)
         return timing
 
+    def alone(self, scope: Scope, nodes: Collection[ir.Node]) -> float | None:
+        """Median microseconds of nodes on their own; None if they cannot be cut out and run."""
+        try:
+            fragment = cut_out(scope, nodes)
+        except ValueError:
+            return None
+        timing = self.fragments(fragment, fragment)
+        return None if timing is None else min(timing.before_us, timing.after_us)
+
     def rewritten(
         self,
         scope: Scope,

@@ -73,7 +73,8 @@ def spectrum_values(weight: Array) -> Array:
     """
     matrix = unfold_inputs(weight)
     eigenvalues = scipy.linalg.eigvalsh(matrix @ matrix.T)
-    return np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
+    values: Array = np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
+    return values
 
 
 def tail_error(values: Array, rank: int) -> float:

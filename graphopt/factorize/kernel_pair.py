@@ -143,4 +143,5 @@ def _solve(gram: Array, right: Array) -> Array:
     """Positive-definite solve with a ridge far below the diagonal."""
     ridge = _RIDGE * float(np.trace(gram)) / len(gram) + np.finfo(float).tiny
     regular = gram + ridge * np.eye(len(gram))
-    return scipy.linalg.solve(regular, right, assume_a="pos", check_finite=False)
+    solved: Array = scipy.linalg.solve(regular, right, assume_a="pos", check_finite=False)
+    return solved

@@ -1,0 +1,1 @@
+"""Models: reading and writing them, typed views of their operators, shapes, dataflow, editing."""

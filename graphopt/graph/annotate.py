@@ -26,6 +26,9 @@ def annotate(model: ir.Model) -> Annotations:
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     declared: dict[str, tuple[ir.TypeProtocol | None, ir.Shape | None]] = {}
     outputs = {output.name: output.shape for output in model.graph.outputs}
+    for name, weight in model.graph.initializers.items():
+        if weight.shape is not None or weight.type is not None:
+            declared[name] = (weight.type, weight.shape)
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if value.shape is not None or value.type is not None:
@@ -40,6 +43,9 @@ def annotate(model: ir.Model) -> Annotations:
 def restore(model: ir.Model, annotations: Annotations) -> None:
     """Keep annotations only of values the file had them for, corrected where inference knew better."""
     outputs = {id(output) for output in model.graph.outputs}
+    for name, weight in model.graph.initializers.items():
+        if name not in annotations.declared and not weight.is_graph_input():
+            weight.type = weight.shape = None  # the tensor itself has both
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if id(value) in outputs:

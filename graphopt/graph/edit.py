@@ -117,7 +117,7 @@ class Edit:
             if new.producer() is not None and name is not None:
                 new.name = name
         elif old.is_graph_output():
-            _keep_output_name(self._scope.graph, old, new)
+            _keep_output_name(old, new)
         else:
             old.replace_all_uses_with(new)
 
@@ -152,9 +152,7 @@ def bypass(scope: Scope, node: ir.Node, source: ir.Value) -> bool:
     if not output.is_graph_output():
         return True
     producer = source.producer()
-    return (
-        producer is not None and producer.graph is scope.graph and not source.is_graph_output()
-    )
+    return producer is not None and producer.graph is scope.graph and not source.is_graph_output()
 
 
 def forget_names(model: ir.Model) -> None:
@@ -162,7 +160,7 @@ def forget_names(model: ir.Model) -> None:
     model.graph.meta.pop(_NAMES, None)
 
 
-def _keep_output_name(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+def _keep_output_name(old: ir.Value, new: ir.Value) -> None:
     name = old.name
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     old.name = None
@@ -182,7 +180,9 @@ def _position(graph: ir.Graph, node: ir.Node) -> int:
 
 def _drop_initializer(value: ir.Value) -> None:
     graph = value.graph
-    if graph is not None and value.name in graph.initializers and not value.is_graph_input():
+    if graph is None or value.name is None or value.is_graph_input():
+        return
+    if value.name in graph.initializers:
         del graph.initializers[value.name]
 
 

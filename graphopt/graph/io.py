@@ -99,7 +99,9 @@ def _check_external_data(path: Path, tensors: list[ir.ExternalTensor]) -> None:
             )
         end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
         if end > data.stat().st_size:
-            raise InputError(f"{data} is too short for {path} (tensor {tensor.name}): copy it again")
+            raise InputError(
+                f"{data} is too short for {path} (tensor {tensor.name}): copy it again"
+            )
 
 
 class StagedModel:

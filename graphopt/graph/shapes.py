@@ -67,7 +67,9 @@ def bind_inputs(
             bound[name] = given[name]
             continue
         if value.shape is None:
-            raise InputError(f"input {name!r} has no declared shape: give --shape {name}:1x3x224x224")
+            raise InputError(
+                f"input {name!r} has no declared shape: give --shape {name}:1x3x224x224"
+            )
         dims: list[int] = []
         for axis, dim in enumerate(value.shape):
             if isinstance(dim, int) and dim >= 0:
@@ -81,9 +83,7 @@ def bind_inputs(
     return bound
 
 
-def with_batch(
-    graph: ir.Graph, shapes: Mapping[str, Shape], batch: int
-) -> dict[str, Shape]:
+def with_batch(graph: ir.Graph, shapes: Mapping[str, Shape], batch: int) -> dict[str, Shape]:
     """The same input shapes at another batch size (where the first axis is open)."""
     return {
         value.name or "": (
@@ -190,7 +190,8 @@ def _static_infos(graph: ir.Graph) -> dict[str, TensorInfo]:
     for value in (*graph.inputs, *graph.initializers.values(), *outputs):
         shape, dtype = value.shape, value.dtype
         if value.const_value is not None:
-            shape, dtype = ir.Shape(value.const_value.shape), value.const_value.dtype
+            shape = ir.Shape(value.const_value.shape.numpy())
+            dtype = value.const_value.dtype
         if value.name and shape is not None and dtype is not None:
             dims = [d for d in shape if isinstance(d, int) and d >= 0]
             if len(dims) == len(shape):
@@ -212,7 +213,9 @@ def _ask_onnxruntime(
             if value.name in wanted and value.name not in outputs:
                 model.graph.outputs.append(value)
     feeds = {
-        value.name or "": np.ones(inputs[value.name or ""], (value.dtype or ir.DataType.FLOAT).numpy())
+        value.name or "": np.ones(
+            inputs[value.name or ""], (value.dtype or ir.DataType.FLOAT).numpy()
+        )
         for value in true_inputs(model.graph)
     }
     try:

@@ -1,0 +1,1 @@
+"""graphopt inside other tools."""

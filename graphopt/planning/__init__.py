@@ -1,0 +1,1 @@
+"""What to choose under a budget: menus with prices, and the search."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from graphopt.errors import InputError
+
+Limit = Literal["max_error", "max_drop", "speedup"]
 
 
 @dataclass(frozen=True)
@@ -33,5 +36,5 @@ class Budget:
             raise InputError(
                 f"--max-drop {self.max_drop:g} is not between 0 and 1 (half a point is 0.005)"
             )
-        if self.speedup is not None and not 1 < self.speedup:
+        if self.speedup is not None and not self.speedup > 1:
             raise InputError(f"--speedup {self.speedup:g} is not above 1 (twice as fast is 2)")

@@ -127,23 +127,32 @@ def _saved(
 ) -> tuple[float, Timing | None]:
     if stopwatch is None:
         return macs(node, scope.infos) * (1 - candidate.macs_ratio) / _MACS_PER_US, None
+    timing = time_candidate(scope, node, candidate, stopwatch)
+    if timing is None or timing.ratio_high >= 1:
+        return 0.0, timing
+    return timing.before_us * (1 - timing.ratio), timing
+
+
+def time_candidate(
+    scope: Scope, node: ir.Node, candidate: Candidate, stopwatch: Stopwatch
+) -> Timing | None:
+    """Time a layer against a candidate for it, both with the activation behind them."""
     layer = node.outputs[0].name or ""
 
     def rewrite(fragment: Scope) -> bool:
         apply(fragment, layer, candidate)
         return True
 
+    return stopwatch.rewritten(scope, context_of(scope, node), rewrite)
+
+
+def context_of(scope: Scope, node: ir.Node) -> list[ir.Node]:
+    """A layer with the activation that onnxruntime fuses into it."""
     after = follower(scope, node)
-    context = [node] if after is None or not is_op(after, *_ACTIVATIONS) else [node, after]
-    timing = stopwatch.rewritten(scope, context, rewrite)
-    if timing is None or timing.ratio_high >= 1:
-        return 0.0, timing
-    return timing.before_us * (1 - timing.ratio), timing
+    return [node] if after is None or not is_op(after, *_ACTIVATIONS) else [node, after]
 
 
-def _sensitivity(
-    scope: Scope, layer: str, candidates: Sequence[Candidate], guard: Guard
-) -> float:
+def _sensitivity(scope: Scope, layer: str, candidates: Sequence[Candidate], guard: Guard) -> float:
     """Output error per unit of weight error, from the candidate with the median weight error."""
     middle = median_low([candidate.error for candidate in candidates])
     probe = next(c for c in candidates if c.error == middle)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graphopt.errors import BudgetError
 from graphopt.graph.scope import Scope
-from graphopt.planning.budget import Budget
+from graphopt.planning.budget import Budget, Limit
 from graphopt.planning.choices import Options, with_candidates
 from graphopt.planning.guard import Guard, Measured
 from graphopt.planning.search import Found, Plan, plan_of, reaching, sequence, within
@@ -65,7 +65,7 @@ def choose(
     return found if reached is None else Found(reached, "speedup")
 
 
-def exceeded(budget: Budget, measured: Measured) -> str | None:
+def exceeded(budget: Budget, measured: Measured) -> Limit | None:
     """The limit that a measurement breaks, or None."""
     if budget.max_error is not None and not measured.error <= budget.max_error:
         return "max_error"
@@ -74,7 +74,7 @@ def exceeded(budget: Budget, measured: Measured) -> str | None:
     return None
 
 
-def _binding(budget: Budget, measured: dict[Plan, Measured]) -> str:
+def _binding(budget: Budget, measured: dict[Plan, Measured]) -> Limit:
     """Which limit the closest rejected plan broke."""
     rejected = [m for m in measured.values() if exceeded(budget, m)]
     closest = min(rejected, key=lambda m: m.error)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+from graphopt.planning.budget import Limit
 from graphopt.planning.choices import Choice, Options
 
 Plan = tuple[Choice, ...]
@@ -33,7 +35,7 @@ class Found:
     """The steps that were taken and what ended the search (None: nothing more to gain)."""
 
     steps: tuple[Step, ...]
-    bound_by: str | None
+    bound_by: Limit | None
 
     @property
     def plan(self) -> Plan:
@@ -56,7 +58,7 @@ def plan_of(steps: Sequence[Step]) -> Plan:
     return tuple(last.values())
 
 
-def within(steps: Sequence[Step], fits: Callable[[Plan], bool], limit: str) -> Found:
+def within(steps: Sequence[Step], fits: Callable[[Plan], bool], limit: Limit) -> Found:
     """The longest prefix of the steps whose plan fits, then single steps beyond it that still do."""
     taken = list(steps[: _last(len(steps), lambda k: fits(plan_of(steps[:k])))])
     if len(taken) == len(steps):
@@ -71,9 +73,7 @@ def within(steps: Sequence[Step], fits: Callable[[Plan], bool], limit: str) -> F
     return Found(tuple(taken), limit)
 
 
-def reaching(
-    steps: Sequence[Step], fast: Callable[[Plan], bool]
-) -> tuple[Step, ...] | None:
+def reaching(steps: Sequence[Step], fast: Callable[[Plan], bool]) -> tuple[Step, ...] | None:
     """The shortest prefix of the steps whose plan is fast enough; None if even all are not."""
     if not fast(plan_of(steps)):
         return None
@@ -108,7 +108,7 @@ def _hull(option: Options) -> list[Step]:
         hull.append(point)
     return [
         Step(after[2], _slope(before, after))
-        for before, after in zip(hull, hull[1:], strict=False)
+        for before, after in pairwise(hull)
         if after[2] is not None
     ]
 

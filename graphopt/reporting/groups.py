@@ -85,10 +85,12 @@ def ranked_layers(layers: Sequence[LayerAudit]) -> tuple[LayerAudit, ...]:
 
 def useful_savings(layer: LayerAudit) -> tuple[Saving, ...]:
     """The savings no other saving of the layer beats in both MACs and error, least error first."""
-    ordered = sorted(layer.savings, key=lambda saving: (saving.predicted_error or 0, -saving.macs))
+    ordered = sorted(
+        layer.savings, key=lambda saving: (saving.predicted_error or 0, -saving.saved_macs)
+    )
     front: list[Saving] = []
     for saving in ordered:
-        if not front or saving.macs > front[-1].macs:
+        if not front or saving.saved_macs > front[-1].saved_macs:
             front.append(saving)
     return tuple(front)
 
@@ -111,7 +113,9 @@ def potential(
 
 
 def _best_macs(layer: LayerAudit, limit: float) -> int:
-    within = [saving.macs for saving in layer.savings if (saving.predicted_error or 0) <= limit]
+    within = [
+        saving.saved_macs for saving in layer.savings if (saving.predicted_error or 0) <= limit
+    ]
     return max(0, *within) if within else 0
 
 

@@ -132,7 +132,7 @@ def _speedup_case(wanted: float, report: OptimizeReport) -> Case:
     measured = report.latency[0]
     message = f"{units.times(measured.speedup)} at batch {measured.batch}"
     bound_by = report.budget.bound_by
-    if measured.speedup < wanted and bound_by and "speed" not in bound_by:
+    if measured.speedup < wanted and bound_by not in (None, "speedup"):
         return Case("budget", name, "skipped", f"{message}: stopped by {bound_by} before")
     return _limit(name, measured.speedup >= wanted, message)
 

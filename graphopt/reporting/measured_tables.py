@@ -97,7 +97,7 @@ def _savings(layer: LayerAudit) -> list[Text]:
 
 
 def _saving(saving: Saving, layer: LayerAudit) -> str:
-    share = units.percent(saving.macs / layer.cost.macs if layer.cost.macs else 0.0)
+    share = units.percent(saving.saved_macs / layer.cost.macs if layer.cost.macs else 0.0)
     error = "exact" if saving.kind == "exact" else f"error {units.error(saving.predicted_error)}"
     return f"-{share} by {units.clean(saving.rewrite)} ({error}{_timed(saving)})"
 

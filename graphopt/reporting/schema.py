@@ -1,8 +1,8 @@
 """The reports as data: these dataclasses *are* the schema of the JSON files.
 
 Plain values only (no arrays, no graph objects), so that a report can be written, read back and
-compared without onnx. `report_to_dict` keeps the field order; the published JSON Schema in
-`report.schema.json` is checked against these classes by a test.
+compared without onnx. `report_to_dict` keeps the field order; the published JSON Schemas
+`optimize.schema.json` and `audit.schema.json` are checked against these classes by a test.
 
 Units: latencies in microseconds (`_us`), sizes in bytes, errors relative (||y - y'|| / ||y||),
 ratios after / before (below 1 is faster or smaller).
@@ -114,7 +114,8 @@ class OutputCheck:
     """How one output of the written file compares with the original's, over all samples.
 
     `level` is the onnxruntime graph optimization level the written file ran at. `mismatches` is
-    the share of unequal elements (what counts for integer, boolean and string outputs).
+    the share of unequal elements (what counts for integer, boolean and string outputs). `sqnr_db`
+    is null where it is infinite (no difference at all) or the output is not a float.
     """
 
     name: str
@@ -131,7 +132,10 @@ class OutputCheck:
 
 @dataclass(frozen=True)
 class Samples:
-    """Where inputs came from. `source` "synthetic" means drawn at random: errors are indicative."""
+    """Where inputs came from. `source` "synthetic" means drawn at random: errors are indicative.
+
+    `held_out` is the number of samples the proof ran on, whatever the source.
+    """
 
     source: Literal["synthetic", "data"]
     description: str
@@ -141,10 +145,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Verification:
-    """The proof. `tolerance` bounds relative_l2; accuracy is the metric on the held-out samples."""
+    """The proof. `tolerance` bounds relative_l2 (null: only the metric or the speed is limited).
+
+    `metric_before` and `metric_after` are the metric on the held-out samples.
+    """
 
     passed: bool
-    tolerance: float
+    tolerance: float | None
     samples: Samples
     outputs: tuple[OutputCheck, ...]
     metric: str | None = None
@@ -160,7 +167,7 @@ class BudgetUsed:
     max_error: float | None = None
     max_drop: float | None = None
     speedup: float | None = None
-    bound_by: str | None = None
+    bound_by: Literal["max_error", "max_drop", "speedup"] | None = None
 
 
 @dataclass(frozen=True)
@@ -200,14 +207,15 @@ class OptimizeReport:
 class Saving:
     """What one rewrite would save on one layer, were it applied.
 
-    `predicted_error` is relative, of the layer's weight; `latency_ratio` after / before, measured.
+    `saved_macs` and `saved_parameters` are what it takes away. `predicted_error` is relative, of
+    the layer's weight; `latency_ratio` after / before, measured.
     """
 
     rewrite: str
     kind: Kind
     options: dict[str, Scalar]
-    macs: int
-    parameters: int
+    saved_macs: int
+    saved_parameters: int
     predicted_error: float | None
     latency_ratio: float | None = None
 

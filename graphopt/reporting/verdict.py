@@ -162,7 +162,7 @@ def _output_error(verification: Verification) -> str:
         if unequal == 0:
             return "outputs identical"
         return f"{units.percent(unequal)} of output elements differ"
-    if not math.isfinite(verification.tolerance):
+    if verification.tolerance is None:
         return f"error {units.error(worst.relative_l2)}"
     return (
         f"error {units.error(worst.relative_l2)} of {units.error(verification.tolerance)} allowed"

@@ -118,6 +118,8 @@ class ApproximateRewrite(ABC):
 
     name: ClassVar[str]
     kind: ClassVar[Literal["approximate"]] = "approximate"
+    spectral: ClassVar[bool] = False
+    """Whether one decomposition prices all ranks, and an exactly low-rank weight is recognised."""
 
     @abstractmethod
     def menu(self, node: ir.Node, scope: Scope, channel_block: int) -> Menu | Decline | None:

@@ -61,6 +61,7 @@ class Reference:
     metric: Metric | None = None
     progress: Progress = field(default_factory=Silent)
     _session: Any = None
+    _own_noise: Mapping[str, float] | None = None
     _kept: dict[int, list[Array]] = field(default_factory=dict)
     _kept_bytes: int = 0
 
@@ -102,6 +103,16 @@ class Reference:
         if not samples:
             return Comparison(distances, dtypes)
         return Comparison(distances, dtypes, *(float(s) for s in scores / samples))
+
+    def own_noise(self) -> Mapping[str, float]:
+        """Relative L2 distance of the original from itself between the two optimization levels.
+
+        Where it is large, the outputs for these inputs are lost in rounding errors.
+        """
+        if self._own_noise is None:
+            itself = self.compare(self.model, "enable_all")
+            self._own_noise = {name: d.relative_l2 for name, d in itself.distances.items()}
+        return self._own_noise
 
     @property
     def session(self) -> Any:

@@ -305,8 +305,8 @@ def audit_report() -> AuditReport:
                 rewrite=rewrite,
                 kind="approximate",
                 options={"rank": rank},
-                macs=int(cost.macs * share),
-                parameters=int(cost.parameters * share),
+                saved_macs=int(cost.macs * share),
+                saved_parameters=int(cost.parameters * share),
                 predicted_error=error,
                 latency_ratio=1.05 - share,
             )

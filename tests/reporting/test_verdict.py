@@ -118,7 +118,7 @@ def test_an_error_that_is_no_number_is_the_worst(samples, unusable):
 
 
 def test_no_limit_on_the_error(samples):
-    proof = replace(samples.verification(), tolerance=math.inf, metric_after=None)
+    proof = replace(samples.verification(), tolerance=None, metric_after=None)
     said = verdict(replace(samples.optimize_report(), verification=proof))
     assert said.error == "error 3.2%"
 

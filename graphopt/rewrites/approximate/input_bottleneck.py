@@ -36,6 +36,7 @@ class InputBottleneck(ApproximateRewrite):
     """
 
     name = "input-bottleneck"
+    spectral = True
 
     def menu(self, node: ir.Node, scope: Scope, channel_block: int) -> Menu | Decline | None:
         """All ranks that save multiplications, cheapest first."""
@@ -50,9 +51,7 @@ class InputBottleneck(ApproximateRewrite):
         outputs, inputs = conv.weight.shape[0] // conv.group, conv.weight.shape[1]
         worth = partial(_macs_ratio, scope, conv)
         offered = [
-            rank
-            for rank in ranks(inputs - 1, channel_block)
-            if worth(rank) < WORTHWHILE_MACS_RATIO
+            rank for rank in ranks(inputs - 1, channel_block) if worth(rank) < WORTHWHILE_MACS_RATIO
         ]
         if not offered:
             return self.decline(
@@ -96,8 +95,8 @@ class InputBottleneck(ApproximateRewrite):
                 parameters_ratio=parameters,
                 error=error,
                 propose=lambda scope, node: Proposal(
-                self.name, (node,), partial(edit, scope, node), options, error
-            ),
+                    self.name, (node,), partial(edit, scope, node), options, error
+                ),
             )
 
         return Menu(node, tuple(candidate(rank) for rank in offered))
@@ -111,4 +110,4 @@ def _macs_ratio(scope: Scope, conv: ConvView, rank: int) -> float:
     grown = 1.0
     if before is not None and after is not None and np.prod(after[2:]) > 0:
         grown = float(np.prod(before[2:]) / np.prod(after[2:]))
-    return (rank * inputs * grown + rank * outputs * taps) / (inputs * outputs * taps)
+    return float((rank * inputs * grown + rank * outputs * taps) / (inputs * outputs * taps))

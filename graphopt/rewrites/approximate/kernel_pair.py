@@ -51,15 +51,17 @@ class KernelPair(ApproximateRewrite):
             return None
         outputs, inputs = conv.weight.shape[0] // conv.group, conv.weight.shape[1]
         full = min(inputs * 1.0, outputs * 1.0)
-        wanted = {max(channel_block, round(s * full / channel_block) * channel_block) for s in self.shares}
+        wanted = {
+            max(channel_block, round(s * full / channel_block) * channel_block) for s in self.shares
+        }
         offered = [m for m in sorted(wanted) if _macs_ratio(scope, conv, m) < WORTHWHILE_MACS_RATIO]
         if not offered:
             return self.decline(
                 f"{inputs} -> {outputs} channels: no width between saves multiplications", node
             )
-        return Menu(node, tuple(self._candidate(node, scope, conv, middle) for middle in offered))
+        return Menu(node, tuple(self._candidate(scope, conv, middle) for middle in offered))
 
-    def _candidate(self, node: ir.Node, scope: Scope, conv: ConvView, middle: int) -> Candidate:
+    def _candidate(self, scope: Scope, conv: ConvView, middle: int) -> Candidate:
         fitted = cache(lambda: [mathematics.fit(weight, middle) for weight in groups_of(conv)])
         norms = np.array([np.linalg.norm(weight) for weight in groups_of(conv)], np.float64)
         errors = np.array([part.error for part in fitted()]) * norms
@@ -101,7 +103,7 @@ class KernelPair(ApproximateRewrite):
 def _parameters_ratio(conv: ConvView, middle: int) -> float:
     outputs, inputs = conv.weight.shape[0] // conv.group, conv.weight.shape[1]
     taps = _FACTOR * _FACTOR
-    return middle * taps * (inputs + outputs) / (inputs * outputs * int(np.prod(conv.kernel)))
+    return float(middle * taps * (inputs + outputs) / (inputs * outputs * np.prod(conv.kernel)))
 
 
 def _macs_ratio(scope: Scope, conv: ConvView, middle: int) -> float:
@@ -117,4 +119,4 @@ def _macs_ratio(scope: Scope, conv: ConvView, middle: int) -> float:
         grown = between / max(int(np.prod(after[2:])), 1)
     taps = _FACTOR * _FACTOR
     total = inputs * outputs * int(np.prod(conv.kernel))
-    return middle * taps * (inputs * grown + outputs) / total
+    return float(middle * taps * (inputs * grown + outputs) / total)

@@ -123,7 +123,7 @@ class RemoveDead(WholeModelPass):
     def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
         """Remove what is unused; the interface stays."""
         common_passes.RemoveUnusedNodesPass()(model)
-        common_passes.RemoveUnusedFunctionsPass()(model)
+        common_passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         return {}
 
 

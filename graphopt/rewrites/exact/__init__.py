@@ -1,0 +1,1 @@
+"""Rewrites that compute the same function up to float rounding."""

@@ -250,14 +250,16 @@ def _unflattens(node: ir.Node, scope: Scope) -> bool:
     width_in = scope.fixed_dim(node.inputs[0], 1)
     batch = scope.fixed_dim(node.inputs[0], 0)
     keeps = n in (0, -1) or n == batch
-    return keeps and (height, width) == (1, 1) and (
-        channels == width_in or (channels == 0) or (channels == -1 and n != -1)
+    return (
+        keeps
+        and (height, width) == (1, 1)
+        and (channels == width_in or (channels == 0) or (channels == -1 and n != -1))
     )
 
 
 def _convert(scope: Scope, chain: Chain) -> None:
     change = Edit(scope, FcToConv.name)
-    value = _lifted(change, scope, chain)
+    value = _lifted(change, chain)
     kernel = chain.head.kernel
     for node in chain.body:
         hint = node.outputs[0].name or node.op_type
@@ -282,7 +284,7 @@ def _convert(scope: Scope, chain: Chain) -> None:
     change.commit(removed, {chain.last.outputs[0]: value})
 
 
-def _lifted(change: Edit, scope: Scope, chain: Chain) -> ir.Value:
+def _lifted(change: Edit, chain: Chain) -> ir.Value:
     """The [N, C, H, W] value the first convolution reads."""
     head = chain.head
     if head.pool is not None:
@@ -304,5 +306,3 @@ def _still_used(chain: Chain) -> set[ir.Node]:
         if output.is_graph_output() or outside:
             kept.add(node)
     return kept
-
-

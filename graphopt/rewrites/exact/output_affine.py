@@ -104,9 +104,7 @@ def fold_into(
         ]
         if bias is not None:
             operands.append(change.constant(bias, f"{hint}_bias"))
-        if is_op(node, "Gemm"):
-            new = change.node("Gemm", operands, hint=hint, name=node.name)
-        elif is_op(node, "MatMul") and bias is not None:
+        if is_op(node, "Gemm") or (is_op(node, "MatMul") and bias is not None):
             new = change.node("Gemm", operands, hint=hint, name=node.name)
         else:
             new = change.like(node, operands)
