@@ -11,9 +11,11 @@ from graphopt.cost.channel_block import channel_block
 from graphopt.cost.counts import macs
 from graphopt.graph.scope import Scope
 from graphopt.planning.budget import Budget, Limit
-from graphopt.planning.choices import menus, price
+from graphopt.planning.choices import Choice, menus, price, with_candidates
+from graphopt.planning.guard import Guard
 from graphopt.planning.plan import choose
 from graphopt.planning.search import Plan
+from graphopt.progress import Progress
 from graphopt.rewrites.base import Decline, Menu
 from graphopt.rewrites.ledger import Permit
 from graphopt.verification.compare import Reference
@@ -66,14 +68,20 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     guard = _guard(job)
     priced, slower = price(scope, offered, guard, job.stopwatch, job.progress)
     found = choose(scope, priced, budget, guard, job.progress)
+    refused = (*declined, *slower)
     if found.plan and job.stopwatch is not None:
-        from graphopt.planning.choices import with_candidates
-
         chosen = [(choice.layer, choice.candidate) for choice in found.plan]
-        gained = guard.speedup(with_candidates(scope, chosen)) / guard.speedup(scope.model)
-        if gained <= 1:
-            return Approximation((), None, (*declined, *slower), available, slower=True)
-    return Approximation(found.plan, found.bound_by, (*declined, *slower), available)
+        if guard.speedup(with_candidates(scope, chosen)) <= guard.speedup(scope.model):
+            return Approximation((), None, refused, available, slower=True)
+    job.progress.stage("Measuring each layer's share", len(found.plan))
+    plan = tuple(_measured(scope, choice, guard, job.progress) for choice in found.plan)
+    return Approximation(plan, found.bound_by, refused, available)
+
+
+def _measured(scope: Scope, choice: Choice, guard: Guard, progress: Progress) -> Choice:
+    alone = with_candidates(scope, [(choice.layer, choice.candidate)])
+    progress.step(choice.layer)
+    return replace(choice, measured=guard.fitting_error(alone))
 
 
 def _permitted(menu: Menu, permit: Permit) -> Menu:

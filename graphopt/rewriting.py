@@ -76,6 +76,7 @@ def apply_plan(done: Rewritten, plan: Plan, permit: Permit) -> Rewritten:
                 before=before,
                 after=driver.census.take(),
                 predicted_error=choice.error,
+                measured_error=choice.measured,
                 latency_us=None
                 if timing is None
                 else (timing.before_us, timing.before_us * timing.ratio),

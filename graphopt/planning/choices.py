@@ -28,6 +28,7 @@ class Choice:
     """One candidate for one layer with what it saves (microseconds) and costs (output error).
 
     layer: name of the layer's output value, which identifies it in every clone of the model.
+    measured: output error on the fitting inputs with only this choice in place, once measured.
     """
 
     layer: str
@@ -35,6 +36,7 @@ class Choice:
     saved_us: float
     error: float
     timing: Timing | None
+    measured: float | None = None
 
 
 @dataclass(frozen=True)
