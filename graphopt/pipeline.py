@@ -139,7 +139,7 @@ def _write_what_holds(job: Job) -> Outcome:
         exact = _exact(job, permit)
         with job.clock.stage("plan"):
             found = approximate(job, exact, permit)
-        done = apply_plan(exact, found.plan, permit)
+        done = _complete(job, exact, found.plan, permit)
         with staged(job.source, done, job.options) as stage:
             trial = Trial(exact, done, found, None, (), tuple(rolled_back), job.limits)
             if not job.options.verify:
@@ -167,6 +167,11 @@ def _exact(job: Job, permit: Permit) -> Rewritten:
         )
 
 
+def _complete(job: Job, exact: Rewritten, plan: Plan, permit: Permit) -> Rewritten:
+    gate = MeasuredGate(job.stopwatch)
+    return apply_plan(exact, plan, job.selection.exact, gate, permit)
+
+
 def _blame(
     job: Job, exact: Rewritten, found: Approximation, proof: Proof, permit: Permit
 ) -> Decline:
@@ -179,11 +184,11 @@ def _blame(
 
     def passes(count: int) -> bool:
         few = Permit(permit.blocked, count)
-        done = apply_plan(_exact(job, few), _plan_within(exact, found.plan, count), few)
+        done = _complete(job, _exact(job, few), _plan_within(exact, found.plan, count), few)
         with session_source(finished(done, __version__)) as model:
             return prove(job.reference, model, job.limits).passed
 
-    done = apply_plan(exact, found.plan, permit)
+    done = _complete(job, exact, found.plan, permit)
     index = first_bad(len(done.applied), passes)
     if index == 0:
         raise VerificationError(

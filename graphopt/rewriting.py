@@ -53,11 +53,19 @@ def rewrite_exactly(
     )
 
 
-def apply_plan(done: Rewritten, plan: Plan, permit: Permit) -> Rewritten:
-    """Put the plan's candidates into a clone of an exactly rewritten model, as the permit allows."""
+def apply_plan(
+    done: Rewritten,
+    plan: Plan,
+    rewrites: Sequence[ExactRewrite | WholeModelPass],
+    gate: Gate,
+    permit: Permit,
+) -> Rewritten:
+    """Put a plan into a clone of an exactly rewritten model, as the permit allows, and clean up."""
+    if not plan:
+        return done
     clone = done.model.clone()
     known = dict(done.scope.infos)
-    driver = Driver(clone, known, Ledger(permit, list(done.applied)))
+    driver = Driver(clone, known, Ledger(permit, list(done.applied)), gate)
     scope = Scope(clone, clone.graph, known)
     for choice in plan:
         node = next(n for n in clone.graph if n.outputs[0].name == choice.layer)
@@ -82,7 +90,10 @@ def apply_plan(done: Rewritten, plan: Plan, permit: Permit) -> Rewritten:
                 else (timing.before_us, timing.before_us * timing.ratio),
             )
         )
-    return Rewritten(clone, scope, tuple(driver.ledger.applied), done.declined, done.annotations)
+    driver.to_fixpoint(rewrites)
+    return Rewritten(
+        clone, scope, tuple(driver.ledger.applied), tuple(driver.declined), done.annotations
+    )
 
 
 def finished(done: Rewritten, version: str) -> ir.Model:

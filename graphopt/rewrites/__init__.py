@@ -34,15 +34,15 @@ CLEANUP: tuple[ExactRewrite | WholeModelPass, ...] = (
     FoldConstants(),
     RemoveIdentities(),
     RemoveNoops(),
-    MergeDuplicates(),
 )
 
-EXACT: tuple[ExactRewrite, ...] = (
+EXACT: tuple[ExactRewrite | WholeModelPass, ...] = (
     FuseConvBatchNorm(),
     FuseConvAffine(),
     FuseBatchNormAffine(),
     MergeActivations(),
     FcToConv(),
+    MergeDuplicates(),
 )
 
 APPROXIMATE: tuple[ApproximateRewrite, ...] = (InputBottleneck(), KernelPair())

@@ -82,6 +82,8 @@ class WholeModelPass(ABC):
 
     name: ClassVar[str]
     kind: ClassVar[Literal["clean-up"]] = "clean-up"
+    late: ClassVar[bool] = False
+    """Whether it runs only when nothing else has anything left to do."""
 
     @abstractmethod
     def run(self, model: ir.Model) -> Mapping[str, OptionValue]:

@@ -61,7 +61,7 @@ class Driver:
             changed = False
             for rewrite in rewrites:
                 if isinstance(rewrite, WholeModelPass):
-                    changed |= self._pass(rewrite)
+                    changed |= not (rewrite.late and changed) and self._pass(rewrite)
                 else:
                     changed |= self._sweep(rewrite)
             if not changed:

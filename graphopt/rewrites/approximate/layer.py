@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.constants import is_splat
 from graphopt.graph.edit import Edit
 from graphopt.graph.scope import Scope, is_op
 from graphopt.graph.views import ConvView
@@ -27,6 +28,8 @@ def dense_conv(node: ir.Node, scope: Scope) -> ConvView | str | None:
     conv = ConvView.of(node, scope)
     if isinstance(conv, str):
         return conv
+    if is_splat(conv.weight):
+        return "the weight is one repeated number, generated at run time"
     if node.metadata_props.get("graphopt.kind") == "approximate":
         return "already factored by graphopt"
     if conv.weight.dtype not in (np.float32, np.float64, np.float16):

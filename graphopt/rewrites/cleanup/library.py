@@ -129,9 +129,13 @@ class RemoveDead(WholeModelPass):
 
 @dataclass(frozen=True)
 class MergeDuplicates(WholeModelPass):
-    """Equal nodes with equal inputs, equal initializers  ==>  one of them."""
+    """Equal nodes with equal inputs, equal initializers  ==>  one of them.
+
+    Late, because a convolution that two normalizations share can no longer absorb either.
+    """
 
     name = "merge-duplicates"
+    late = True
 
     def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
         """Deduplicate initializers, then common subexpressions."""
