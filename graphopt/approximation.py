@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from graphopt.calibration.collect import Collector, Probe, Sampled
+from graphopt.calibration.patches import Geometry
 from graphopt.calibration.synthetic import draw
 from graphopt.cost.channel_block import channel_block
 from graphopt.cost.counts import macs
 from graphopt.graph.scope import Scope
 from graphopt.planning.budget import Budget, Limit
-from graphopt.planning.choices import Choice, menus, price, with_candidates
+from graphopt.planning.choices import Choice, price, with_candidates
+from graphopt.planning.fitting import Refitter
 from graphopt.planning.guard import Guard
+from graphopt.planning.menus import layers_of, menus
 from graphopt.planning.plan import choose
-from graphopt.planning.search import Plan
+from graphopt.planning.workshop import Candidate, Realised, Workshop, identity_moments
 from graphopt.progress import Progress
-from graphopt.rewrites.base import Decline, Menu
+from graphopt.rewrites.approximate.layer import Layer
+from graphopt.rewrites.base import Decline
 from graphopt.rewrites.ledger import Permit
 from graphopt.verification.compare import Reference
 from graphopt.verification.guard import ReferenceGuard
@@ -25,10 +30,19 @@ if TYPE_CHECKING:
     from graphopt.pipeline import Job
     from graphopt.rewriting import Rewritten
 
+import os
+
+FITTING_SAMPLES = int(os.environ.get("FS", "512"))
+"""Samples that moments are gathered from (more gain next to nothing)."""
+
 _SENSITIVITY_SAMPLES = 64
 
 _ESTIMATED = (0.01, 0.05)
 """Errors for which the report estimates what could be saved, when no budget was given."""
+
+
+Plan = tuple[tuple[Choice, Realised], ...]
+"""Choices with their fitted weights."""
 
 
 @dataclass(frozen=True)
@@ -50,48 +64,82 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     options, scope = job.options, exact.scope
     if not job.selection.approximate or not options.verify:
         return Approximation()
-    job.progress.stage("Factorizing")
     # Without a budget only exactly low-rank weights matter, which iterative fits do not find.
-    rewrites = [r for r in job.selection.approximate if options.budget.given or r.spectral]
-    offered, declined = menus(scope, rewrites, channel_block())
-    offered = [_permitted(menu, permit) for menu in offered]
+    schemes = [s for s in job.selection.approximate if options.budget.given or not s.iterative]
+    if not schemes:
+        return Approximation()
+    layers, unfit = layers_of(scope, schemes)
+    workshop, refitter = _workshop(job, scope, layers)
+    offered, declined = menus(layers, schemes, workshop, job.progress)
+    declined = [*unfit, *declined]
+    offered = {
+        name: [c for c in candidates if (c.rewrite, name) not in permit.blocked]
+        for name, candidates in offered.items()
+    }
     budget = options.budget
     available: tuple[tuple[float, float], ...] = ()
     if not budget.given:
         available = _estimates(scope, offered)
         tolerance = job.limits.error or 0.0
         budget = Budget(max_error=tolerance)
-        offered = [_closer_than(menu, tolerance) for menu in offered]
-    offered = [menu for menu in offered if menu.candidates]
+        offered = {n: [c for c in cs if c.error <= tolerance] for n, cs in offered.items()}
+    offered = {name: candidates for name, candidates in offered.items() if candidates}
     if not offered:
         return Approximation(declined=tuple(declined), available=available)
     guard = _guard(job)
     priced, slower = price(scope, offered, guard, job.stopwatch, job.progress)
-    found = choose(scope, priced, budget, guard, job.progress)
+    refit = None if refitter is None or not options.budget.given else refitter.fit
+    found = choose(scope, priced, budget, guard, job.progress, refit)
     refused = (*declined, *slower)
     if found.plan and job.stopwatch is not None:
-        chosen = [(choice.layer, choice.candidate) for choice in found.plan]
-        if guard.speedup(with_candidates(scope, chosen)) <= guard.speedup(scope.model):
+        result = with_candidates(scope, found.realised)
+        if guard.speedup(result) <= guard.speedup(scope.model):
             return Approximation((), None, refused, available, slower=True)
+    by_layer = {realised.candidate.layer.name: realised for realised in found.realised}
     job.progress.stage("Measuring each layer's share", len(found.plan))
-    plan = tuple(_measured(scope, choice, guard, job.progress) for choice in found.plan)
+    plan = tuple(
+        (
+            _measured(scope, choice, by_layer[choice.layer], guard, job.progress),
+            by_layer[choice.layer],
+        )
+        for choice in found.plan
+    )
     return Approximation(plan, found.bound_by, refused, available)
 
 
-def _measured(scope: Scope, choice: Choice, guard: Guard, progress: Progress) -> Choice:
-    alone = with_candidates(scope, [(choice.layer, choice.candidate)])
+def _measured(
+    scope: Scope, choice: Choice, realised: Realised, guard: Guard, progress: Progress
+) -> Choice:
+    alone = with_candidates(scope, [choice.candidate.realised])
     progress.step(choice.layer)
     return replace(choice, measured=guard.fitting_error(alone))
 
 
-def _permitted(menu: Menu, permit: Permit) -> Menu:
-    layer = menu.node.outputs[0].name or ""
-    kept = tuple(c for c in menu.candidates if (c.rewrite, layer) not in permit.blocked)
-    return replace(menu, candidates=kept)
+def _workshop(job: Job, scope: Scope, layers: Sequence[Layer]) -> tuple[Workshop, Refitter | None]:
+    """Moments of the layers from the fitting data, or from the weights alone without real data."""
+    fitting = job.inputs.split.fitting.first(FITTING_SAMPLES)
+    block = channel_block()
+    if fitting.source != "data" or not fitting.batches or not job.options.budget.given:
+        return Workshop({layer.name: identity_moments(layer) for layer in layers}, block), None
+    probes = {layer.name: _probe(layer) for layer in layers}
+    collector = Collector(fitting, job.options.seed, job.options.threads)
+    job.progress.stage("Gathering statistics", len(fitting.batches))
+    seen: Mapping[str, Sampled] = collector.original(
+        scope.model, list(probes.values()), job.progress
+    )
+    moments = {
+        name: [accumulator.moments().shrunk() for accumulator in sampled.accumulators]
+        for name, sampled in seen.items()
+    }
+    return Workshop(moments, block), Refitter(scope, collector, probes, seen)
 
 
-def _closer_than(menu: Menu, error: float) -> Menu:
-    return replace(menu, candidates=tuple(c for c in menu.candidates if c.error <= error))
+def _probe(layer: Layer) -> Probe:
+    source = layer.node.inputs[0]
+    assert source is not None
+    geometry = Geometry(layer.kernel, layer.strides, layer.dilations, layer.pads, layer.group)
+    matrix = layer.weight.reshape(len(layer.weight), -1)
+    return Probe(layer.name, source.name or "", geometry, matrix, layer.bias)
 
 
 def _guard(job: Job) -> ReferenceGuard:
@@ -107,17 +155,18 @@ def _guard(job: Job) -> ReferenceGuard:
     )
 
 
-def _estimates(scope: Scope, offered: Sequence[Menu]) -> tuple[tuple[float, float], ...]:
+def _estimates(
+    scope: Scope, offered: Mapping[str, Sequence[Candidate]]
+) -> tuple[tuple[float, float], ...]:
     """(error, MACs after / before) if every layer took its cheapest candidate of that weight error."""
-    total = sum(macs(node, scope.infos) for node in scope.graph)
+    costs = {node.outputs[0].name: macs(node, scope.infos) for node in scope.graph}
+    total = sum(costs.values())
     found = []
     for error in _ESTIMATED:
-        saved: dict[str, float] = {}
-        for menu in offered:
-            layer = menu.node.outputs[0].name or ""
-            for candidate in _closer_than(menu, error).candidates:
-                gain = macs(menu.node, scope.infos) * (1 - candidate.macs_ratio)
-                saved[layer] = max(saved.get(layer, 0.0), gain)
+        saved = 0.0
+        for layer, candidates in offered.items():
+            cheapest = min((c.macs_ratio for c in candidates if c.error <= error), default=1.0)
+            saved += costs[layer] * (1 - cheapest)
         if saved and total:
-            found.append((error, 1 - sum(saved.values()) / total))
+            found.append((error, 1 - saved / total))
     return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -21,10 +22,11 @@ from graphopt.graph.io import load
 from graphopt.graph.scope import Scope, is_op, site_of
 from graphopt.graph.shapes import infer
 from graphopt.options import Options
-from graphopt.planning.choices import context_of, menus, time_candidate
+from graphopt.planning.choices import context_of, time_candidate
+from graphopt.planning.menus import layers_of, menus
+from graphopt.planning.workshop import Candidate, Workshop, identity_moments
 from graphopt.progress import Progress, Silent
 from graphopt.reporting.schema import AuditReport, Cost, LayerAudit, Saving
-from graphopt.rewrites.base import Candidate, Menu
 from graphopt.rewrites.gate import MeasuredGate
 from graphopt.rewrites.ledger import Permit
 from graphopt.rewriting import Rewritten, rewrite_exactly
@@ -33,7 +35,7 @@ from graphopt.selection import select
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "DeformConv", "ConvInteger", "MatMulInteger")
 
 _SHOWN_ERRORS = (0.05, 0.1, 0.2, 0.4)
-"""Per rewrite, the cheapest candidate below each of these weight errors is measured and shown."""
+"""The cheapest candidate below each of these weight errors is measured and shown."""
 
 
 def audit(
@@ -71,12 +73,16 @@ def _audit(path: Path, options: Options, progress: Progress, command: str) -> Au
     progress.stage("Rewriting")
     exact = rewrite_exactly(source.model, selection.exact, infos, MeasuredGate(stopwatch), Permit())
     scope = exact.scope
-    offered, refused = menus(scope, selection.approximate, channel_block())
+    layers, unfit = layers_of(scope, selection.approximate)
+    metric = {layer.name: identity_moments(layer) for layer in layers}
+    workshop = Workshop(metric, channel_block())
+    offered, refused = menus(layers, selection.approximate, workshop, progress)
     nodes = [node for node in scope.graph if is_op(node, *_LAYERS) and _weights(node)]
     progress.stage("Measuring layers", len(nodes))
-    layers = []
+    rows = []
     for node in nodes:
-        layers.append(_layer(scope, node, offered, stopwatch))
+        candidates = offered.get(node.outputs[0].name or "", [])
+        rows.append(_layer(scope, node, candidates, stopwatch))
         progress.step(node.name or "")
     file = model_file(source)
     return AuditReport(
@@ -86,9 +92,9 @@ def _audit(path: Path, options: Options, progress: Progress, command: str) -> Au
         input=file,
         threads=options.threads,
         totals=totals(model_cost(source.model, infos), file),
-        layers=tuple(layers),
+        layers=tuple(rows),
         exact=tuple(rewrite_entry(change) for change in exact.applied),
-        declined=declined((*exact.declined, *refused)),
+        declined=declined((*exact.declined, *unfit, *refused)),
         notes=_notes(options, exact),
     )
 
@@ -103,7 +109,7 @@ def _weights(node: ir.Node) -> int:
 
 
 def _layer(
-    scope: Scope, node: ir.Node, offered: list[Menu], stopwatch: Stopwatch | None
+    scope: Scope, node: ir.Node, candidates: Sequence[Candidate], stopwatch: Stopwatch | None
 ) -> LayerAudit:
     shape = scope.shape(node.outputs[0])
     microseconds = None if stopwatch is None else stopwatch.alone(scope, context_of(scope, node))
@@ -115,19 +121,14 @@ def _layer(
         macs=macs(node, scope.infos),
         latency_us=microseconds,
     )
-    savings = [
-        _saving(scope, node, candidate, cost, stopwatch)
-        for menu in offered
-        if menu.node is node
-        for candidate in _shown(menu)
-    ]
+    savings = [_saving(scope, node, candidate, cost, stopwatch) for candidate in _shown(candidates)]
     return LayerAudit(site_of(node)[0], node.op_type, shape or (), cost, tuple(savings))
 
 
-def _shown(menu: Menu) -> list[Candidate]:
+def _shown(candidates: Sequence[Candidate]) -> list[Candidate]:
     shown: list[Candidate] = []
     for limit in _SHOWN_ERRORS:
-        within = [c for c in menu.candidates if c.error <= limit]
+        within = [c for c in candidates if c.error <= limit]
         cheapest = min(within, key=lambda c: c.macs_ratio, default=None)
         if cheapest is not None and cheapest not in shown:
             shown.append(cheapest)

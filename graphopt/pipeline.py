@@ -12,7 +12,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from graphopt._version import __version__
-from graphopt.approximation import Approximation, approximate
+from graphopt.approximation import Approximation, Plan, approximate
 from graphopt.assemble import Outcome, Trial, optimize_report
 from graphopt.calibration.prepare import Inputs, prepare
 from graphopt.calibration.readers import load_function
@@ -24,7 +24,6 @@ from graphopt.errors import InputError, VerificationError
 from graphopt.graph.io import Source, load, session_source
 from graphopt.graph.shapes import TensorInfo, infer
 from graphopt.options import Options
-from graphopt.planning.search import Plan
 from graphopt.progress import Progress, Silent
 from graphopt.reporting.schema import OptimizeReport
 from graphopt.rewrites.base import Decline

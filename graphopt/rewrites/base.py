@@ -90,49 +90,14 @@ class WholeModelPass(ABC):
         """Change the model in place; returns options for the report. Must be idempotent."""
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One entry of a layer's menu: a scheme at a rank.
-
-    macs_ratio, parameters_ratio: after / before. error: relative Frobenius error of the weight.
-    propose: makes the proposal for a node in a scope: the layer itself, or its copy in a clone or
-    a fragment (same weights). Factors are computed when they are first needed, and kept.
-    """
-
-    rewrite: str
-    options: Mapping[str, OptionValue]
-    macs_ratio: float
-    parameters_ratio: float
-    error: float
-    propose: Callable[[Scope, ir.Node], Proposal]
-
-
-@dataclass(frozen=True)
-class Menu:
-    """All a rewrite offers for one layer, cheapest first."""
-
-    node: ir.Node
-    candidates: tuple[Candidate, ...]
-
-
 class ApproximateRewrite(ABC):
-    """A cheaper function near the old one. Applied only by the planner, inside a budget."""
+    """A cheaper function near the old one. Applied only by the planner, inside a budget.
+
+    The interface that the planner works with is `rewrites.approximate.scheme.Scheme`.
+    """
 
     name: ClassVar[str]
     kind: ClassVar[Literal["approximate"]] = "approximate"
-    spectral: ClassVar[bool] = False
-    """Whether one decomposition prices all ranks, and an exactly low-rank weight is recognised."""
-
-    @abstractmethod
-    def menu(self, node: ir.Node, scope: Scope, channel_block: int) -> Menu | Decline | None:
-        """What is on offer for one layer, why nothing is, or None where it does not apply at all.
-
-        channel_block: ranks are paid rounded up to this many channels (see `cost.channel_block`).
-        """
-
-    def decline(self, reason: str, node: ir.Node) -> Decline:
-        """A decline of this rewrite at this node."""
-        return Decline(self.name, site_of(node), reason)
 
 
 Rewrite = ExactRewrite | WholeModelPass | ApproximateRewrite

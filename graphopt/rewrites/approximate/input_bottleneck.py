@@ -2,112 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 
 import numpy as np
-import onnx_ir as ir
 
-from graphopt.factorize.bottleneck import InputSpectrum, spectrum_values, tail_error
-from graphopt.graph.scope import Scope
-from graphopt.graph.views import ConvView
-from graphopt.rewrites.approximate.layer import (
-    WORTHWHILE_MACS_RATIO,
-    conv_attributes,
-    dense_conv,
-    groups_of,
-    ranks,
-    replace_by_two,
+from graphopt.factorize.leading import mixing
+from graphopt.factorize.moments import Moments
+from graphopt.rewrites.approximate.layer import Layer
+from graphopt.rewrites.approximate.scheme import (
+    Array,
+    Decomposition,
+    Ranks,
+    Scheme,
+    all_of_it,
+    multiples,
+    nothing,
 )
-from graphopt.rewrites.base import ApproximateRewrite, Candidate, Decline, Menu, Proposal
+from graphopt.rewrites.approximate.structure import Factored, Row, StageShape
 
 
 @dataclass(frozen=True)
-class InputBottleneck(ApproximateRewrite):
+class InputBottleneck(Scheme):
     """Conv k x k (C -> O)  ==>  Conv 1x1 (C -> R), Conv k x k (R -> O).
 
         W[o, c, u] ~ sum_r B[o, r, u] A[r, c]
 
-    Fitted to the weight alone by truncated SVD; ranks are multiples of the channel block. Strides,
-    dilations, pads and the bias stay on the k x k convolution, so borders are exact. Grouped
-    convolutions are factored per group.
-    Declines for 1x1 and depthwise kernels, weights that are not constant, and where no rank saves
-    multiplications.
+    GoogLeNet's reducer (Szegedy et al. 2015). Strides, dilations and pads stay on the k x k
+    convolution, so borders are exact. Grouped convolutions are factored per group.
+    Declines for 1x1 kernels.
     """
 
     name = "input-bottleneck"
-    spectral = True
 
-    def menu(self, node: ir.Node, scope: Scope, channel_block: int) -> Menu | Decline | None:
-        """All ranks that save multiplications, cheapest first."""
-        conv = dense_conv(node, scope)
-        if conv is None:
-            return None
-        if isinstance(conv, str):
-            return self.decline(conv, node)
-        taps = int(np.prod(conv.kernel))
-        if taps == 1:
-            return self.decline("a 1x1 convolution has no larger kernel to put behind it", node)
-        outputs, inputs = conv.weight.shape[0] // conv.group, conv.weight.shape[1]
-        worth = partial(_macs_ratio, scope, conv)
-        offered = [
-            rank for rank in ranks(inputs - 1, channel_block) if worth(rank) < WORTHWHILE_MACS_RATIO
-        ]
-        if not offered:
-            return self.decline(
-                f"{inputs} -> {outputs} channels: no rank saves multiplications", node
-            )
-        values = [spectrum_values(weight) for weight in groups_of(conv)]
-        spectra = cache(lambda: [InputSpectrum.of(weight) for weight in groups_of(conv)])
-        norms = np.array([np.linalg.norm(v) for v in values])
-        total = float(np.linalg.norm(norms)) or 1.0
+    def applies(self, layer: Layer) -> str | None:
+        """Convolutions with a kernel larger than one."""
+        if layer.taps == 1:
+            return "no kernel larger than 1x1 to put behind the bottleneck"
+        return None
 
-        def candidate(rank: int) -> Candidate:
-            tails = [tail_error(v, rank) * n for v, n in zip(values, norms, strict=True)]
-            error = float(np.linalg.norm(tails)) / total
-            parameters = rank * (inputs + outputs * taps) / (inputs * outputs * taps)
+    def decompose(
+        self, layer: Layer, targets: Sequence[Array], moments: Sequence[Moments], block: int
+    ) -> Decomposition:
+        """All ranks from one decomposition per group."""
+        cube = (layer.outputs, layer.inputs, layer.taps)
+        fits = [mixing(t.reshape(cube), m.gram) for t, m in zip(targets, moments, strict=True)]
 
-            def edit(scope: Scope, node: ir.Node) -> None:
-                parts = [spectrum.factors(rank) for spectrum in spectra()]
-                pointwise = (1,) * len(conv.kernel)
-                replace_by_two(
-                    scope,
-                    node,
-                    self.name,
-                    conv,
+        def rows(ranks: Ranks) -> tuple[Row, ...]:
+            (rank,) = ranks
+            point = (1,) * len(layer.kernel)
+            first = StageShape(rank, layer.inputs, point, nothing(layer))
+            return ((first, StageShape(layer.outputs, rank, layer.kernel, all_of_it(layer))),)
+
+        def factors(ranks: Ranks) -> Factored:
+            parts = [fit.factors(ranks[0]) for fit in fits]
+            point = (1,) * len(layer.kernel)
+            return Factored(
+                rows(ranks),
+                (
                     (
-                        np.concatenate([part.reduce for part in parts]),
-                        conv_attributes(conv, pointwise, strides=False, dilations=False, pads=None),
+                        tuple(p.first.reshape(*p.first.shape, *point) for p in parts),
+                        tuple(p.second.reshape(*p.second.shape[:2], *layer.kernel) for p in parts),
                     ),
-                    (
-                        np.concatenate([part.expand for part in parts]),
-                        conv_attributes(
-                            conv, conv.kernel, strides=True, dilations=True, pads=conv.pads
-                        ),
-                    ),
-                )
-
-            options = {"rank": rank}
-            return Candidate(
-                self.name,
-                options,
-                macs_ratio=worth(rank),
-                parameters_ratio=parameters,
-                error=error,
-                propose=lambda scope, node: Proposal(
-                    self.name, (node,), partial(edit, scope, node), options, error
+                ),
+                tuple(
+                    np.einsum("ork,rj->ojk", p.second, p.first).reshape(layer.outputs, -1)
+                    for p in parts
                 ),
             )
 
-        return Menu(node, tuple(candidate(rank) for rank in offered))
-
-
-def _macs_ratio(scope: Scope, conv: ConvView, rank: int) -> float:
-    """MACs of the pair over those of the original; the 1x1 runs at the input's resolution."""
-    taps = int(np.prod(conv.kernel))
-    outputs, inputs = conv.weight.shape[0] // conv.group, conv.weight.shape[1]
-    before, after = scope.shape(conv.node.inputs[0]), scope.shape(conv.node.outputs[0])
-    grown = 1.0
-    if before is not None and after is not None and np.prod(after[2:]) > 0:
-        grown = float(np.prod(before[2:]) / np.prod(after[2:]))
-    return float((rank * inputs * grown + rank * outputs * taps) / (inputs * outputs * taps))
+        return Decomposition(
+            offered=tuple((rank,) for rank in multiples(layer.inputs - 1, block)),
+            rows=rows,
+            missed=lambda ranks: float(sum(fit.missed[ranks[0]] for fit in fits)),
+            factors=factors,
+        )

@@ -1,106 +1,141 @@
-"""Shared by the low-rank schemes: which convolutions qualify, and the pieces they are rebuilt from."""
+"""A layer that can be factored, whatever operator it is: convolution or fully connected."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.constants import is_splat
-from graphopt.graph.edit import Edit
 from graphopt.graph.scope import Scope, is_op
-from graphopt.graph.views import ConvView
+from graphopt.graph.views import ConvView, LinearView
 
 Array = np.ndarray[Any, Any]
 
-WORTHWHILE_MACS_RATIO = 0.97
-"""A candidate that saves less than this is not offered."""
 
+@dataclass(frozen=True)
+class Layer:
+    """A Conv, or a Gemm/MatMul of rank 2, with constant weights.
 
-def dense_conv(node: ir.Node, scope: Scope) -> ConvView | str | None:
-    """The view of a convolution that can be factored; a reason why not; None if it is no layer of this kind.
-
-    Depthwise convolutions have nothing to factor (one input channel a group).
+    weight: [O, C/g, *kernel] (fully connected: [O, C], no kernel). bias: [O] or None.
+    input_size, output_size: spatial sizes for the bound input. pads: begins, then ends.
     """
-    if not is_op(node, "Conv"):
-        return None
+
+    node: ir.Node
+    weight: Array
+    bias: Array | None
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    group: int
+    input_size: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the output value: the same in every clone of the model."""
+        return self.node.outputs[0].name or ""
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Spatial size of the kernel; () for a fully connected layer."""
+        return tuple(self.weight.shape[2:])
+
+    @property
+    def taps(self) -> int:
+        """Elements of the kernel."""
+        return int(np.prod(self.kernel, dtype=int))
+
+    @property
+    def outputs(self) -> int:
+        """Output channels of one group."""
+        return int(self.weight.shape[0]) // self.group
+
+    @property
+    def inputs(self) -> int:
+        """Input channels of one group."""
+        return int(self.weight.shape[1])
+
+    def groups(self) -> list[Array]:
+        """The weight of every group, [O/g, C/g, *kernel], float64."""
+        return np.split(np.asarray(self.weight, np.float64), self.group)
+
+    @classmethod
+    def of(cls, node: ir.Node, scope: Scope) -> Layer | str | None:
+        """The layer at a node, why it cannot be factored, or None if it is no layer at all."""
+        found: Layer | str | None
+        if is_op(node, "Conv"):
+            found = _conv(node, scope)
+        elif is_op(node, "Gemm", "MatMul"):
+            found = _linear(node, scope)
+        else:
+            return None
+        if isinstance(found, Layer):
+            return _usable(found)
+        return found
+
+    def sizes(
+        self, stage_kernel: tuple[int, ...], carries: Carries, size: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Spatial output size of a stage (see `structure.Stage`) on a map of this size."""
+        rank = len(size)
+        return tuple(
+            (
+                size[axis]
+                + (self.pads[axis] + self.pads[axis + rank] if carries.pads[axis] else 0)
+                - self.dilations[axis] * (stage_kernel[axis] - 1)
+                - 1
+            )
+            // (self.strides[axis] if carries.strides[axis] else 1)
+            + 1
+            for axis in range(rank)
+        )
+
+
+@dataclass(frozen=True)
+class Carries:
+    """What of the layer's geometry one stage of its replacement carries, per spatial axis.
+
+    Dilations are carried wherever the stage's kernel is wider than one.
+    """
+
+    strides: tuple[bool, ...]
+    pads: tuple[bool, ...]
+
+
+def _usable(layer: Layer) -> Layer | str:
+    if is_splat(layer.weight):
+        return "the weight is one repeated number, generated at run time"
+    if layer.node.metadata_props.get("graphopt.kind") == "approximate":
+        return "already factored by graphopt"
+    if layer.weight.dtype not in (np.float32, np.float64, np.float16):
+        return f"weights of type {layer.weight.dtype}"
+    if layer.group > 1 and layer.inputs == 1:
+        return "depthwise: one input channel a group"
+    if not np.all(np.isfinite(layer.weight)):
+        return "the weight is not finite"
+    return layer
+
+
+def _conv(node: ir.Node, scope: Scope) -> Layer | str:
     conv = ConvView.of(node, scope)
     if isinstance(conv, str):
         return conv
-    if is_splat(conv.weight):
-        return "the weight is one repeated number, generated at run time"
-    if node.metadata_props.get("graphopt.kind") == "approximate":
-        return "already factored by graphopt"
-    if conv.weight.dtype not in (np.float32, np.float64, np.float16):
-        return f"weights of type {conv.weight.dtype}"
-    if conv.group > 1 and conv.weight.shape[1] == 1:
-        return "depthwise: one input channel a group"
     if conv.pads is None:
         return f"auto_pad={conv.auto_pad} with strides depends on the size of the input"
-    if not np.all(np.isfinite(conv.weight)):
-        return "the weight is not finite"
-    return conv
-
-
-def groups_of(conv: ConvView) -> list[Array]:
-    """The weight of every group, [O/g, C/g, *kernel] each."""
-    return list(np.split(conv.weight, conv.group))
-
-
-def ranks(limit: int, block: int, most: int = 12) -> tuple[int, ...]:
-    """Multiples of the channel block up to and including `limit`, thinned out evenly to `most`."""
-    all_ranks = np.arange(block, limit + 1, block)
-    if len(all_ranks) > most:
-        picked = np.linspace(0, len(all_ranks) - 1, most).round().astype(int)
-        all_ranks = all_ranks[np.unique(picked)]
-    return tuple(int(rank) for rank in all_ranks)
-
-
-def conv_attributes(
-    conv: ConvView,
-    kernel: tuple[int, ...],
-    *,
-    strides: bool,
-    dilations: bool,
-    pads: tuple[int, ...] | None,
-) -> dict[str, Any]:
-    """Attributes of one factor: what of the original's strides, dilations and pads it carries."""
-    attributes: dict[str, Any] = {"kernel_shape": list(kernel)}
-    if strides and any(s != 1 for s in conv.strides):
-        attributes["strides"] = list(conv.strides)
-    if dilations and any(d != 1 for d in conv.dilations):
-        attributes["dilations"] = list(conv.dilations)
-    if pads is not None and any(pads):
-        attributes["pads"] = list(pads)
-    if conv.group != 1:
-        attributes["group"] = conv.group
-    return attributes
-
-
-def replace_by_two(
-    scope: Scope,
-    node: ir.Node,
-    rewrite: str,
-    conv: ConvView,
-    first: tuple[Array, dict[str, Any]],
-    second: tuple[Array, dict[str, Any]],
-) -> None:
-    """Put two convolutions (weight, attributes) in place of `node`; its bias goes on the second.
-
-    No bias on the first: what it sees as padding stays zero, so borders are exact.
-    """
-    change = Edit(scope, rewrite, kind="approximate")
-    hint = node.outputs[0].name or "conv"
-    dtype = conv.weight.dtype
-    middle = change.node(
-        "Conv",
-        [node.inputs[0], change.constant(first[0].astype(dtype), f"{hint}_first")],
-        first[1],
-        hint=f"{hint}_first",
+    shape = scope.shape(node.inputs[0])
+    if shape is None:
+        return "the size of its input is unknown"
+    return Layer(
+        node, conv.weight, conv.bias, conv.strides, conv.dilations, conv.pads, conv.group, shape[2:]
     )
-    operands = [middle, change.constant(second[0].astype(dtype), f"{hint}_second")]
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        operands.append(node.inputs[2])
-    new = change.node("Conv", operands, second[1], hint=hint, name=node.name)
-    change.commit((node,), {node.outputs[0]: new})
+
+
+def _linear(node: ir.Node, scope: Scope) -> Layer | str | None:
+    linear = LinearView.of(node)
+    if isinstance(linear, str):
+        return None if is_op(node, "MatMul") else linear
+    if scope.rank(node.inputs[0]) != 2:
+        return "a matrix product of rank above 2"
+    return Layer(node, linear.weight.T, linear.bias, (), (), (), 1, ())

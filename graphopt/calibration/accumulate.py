@@ -1,0 +1,66 @@
+"""Streaming second moments: batches in, `Moments` out, in bounded memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from graphopt.factorize.moments import Moments
+from graphopt.runtime import Array
+
+
+@dataclass
+class Accumulator:
+    """Sums over patches x [n, D] and wanted responses y [n, O], kept in float64.
+
+    Memory is D * D + O * D numbers, whatever the number of samples.
+    """
+
+    inputs: int
+    outputs: int
+    count: int = 0
+    samples: int = 0
+    gram: Array = field(init=False)
+    cross: Array = field(init=False)
+    squares: Array = field(init=False)
+    sum_inputs: Array = field(init=False)
+    sum_outputs: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gram = np.zeros((self.inputs, self.inputs))
+        self.cross = np.zeros((self.outputs, self.inputs))
+        self.squares = np.zeros(self.outputs)
+        self.sum_inputs = np.zeros(self.inputs)
+        self.sum_outputs = np.zeros(self.outputs)
+
+    def add(self, x: Array, y: Array, samples: int) -> None:
+        """Take a batch into account; `samples` is the number of independent inputs in it."""
+        x = np.ascontiguousarray(x, np.float32)
+        y = np.ascontiguousarray(y, np.float32)
+        # Products of one batch in float32 (twice as fast), sums over batches in float64.
+        self.gram += x.T @ x
+        self.cross += y.T @ x
+        self.squares += np.square(y, dtype=np.float64).sum(axis=0)
+        self.sum_inputs += x.sum(axis=0, dtype=np.float64)
+        self.sum_outputs += y.sum(axis=0, dtype=np.float64)
+        self.count += len(x)
+        self.samples += samples
+
+    def moments(self) -> Moments:
+        """The centred moments of everything seen.
+
+        Raises:
+            ValueError: Nothing was seen.
+        """
+        if self.count == 0:
+            raise ValueError("no samples")
+        mean_x, mean_y = self.sum_inputs / self.count, self.sum_outputs / self.count
+        return Moments(
+            gram=self.gram / self.count - np.outer(mean_x, mean_x),
+            cross=self.cross / self.count - np.outer(mean_y, mean_x),
+            energy=np.maximum(self.squares / self.count - mean_y**2, 0.0),
+            mean_input=mean_x,
+            mean_output=mean_y,
+            samples=self.samples,
+        )

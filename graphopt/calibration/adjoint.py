@@ -1,0 +1,318 @@
+"""Gradients without a gradient framework: the adjoint of a network is itself an ONNX graph.
+
+The adjoint model is a clone of the network with the vector-Jacobian products appended node by node,
+last node first (Conv -> Conv with the flipped weight, Relu -> mask, Concat -> Split, ...), so that
+onnxruntime runs forward and backward in one go. The rules are in `adjoint_rules.py`.
+
+Sizes of all axes but the first are taken as in the scope; the first may be open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from graphopt.calibration.adjoint_rules import RULES
+from graphopt.graph.constants import Array
+from graphopt.graph.scope import Scope, is_op, site_of
+from graphopt.graph.shapes import Shape, dimension, true_inputs
+
+_FLAT = tuple(
+    "Shape Size ArgMax ArgMin Equal Greater Less GreaterOrEqual LessOrEqual IsNaN IsInf".split()
+)
+"""Operators whose results do not change with small changes of their inputs."""
+
+_LEAST_IR_VERSION = 4
+"""From here on initializers need not be listed among the inputs."""
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """A model of gradients.
+
+    model: takes the original's inputs and the seeds, gives the gradients.
+    seeds: original output -> input that takes the loss's gradient by it; only of outputs that
+        depend on a wanted value.
+    gradients: wanted value -> output with the loss's gradient by it, of the value's shape. Two
+        values may share an output (both operands of an Add).
+    """
+
+    model: ir.Model
+    seeds: Mapping[str, str]
+    gradients: Mapping[str, str]
+
+
+class NoRuleError(Exception):
+    """A node cannot be differentiated; the message says which and why."""
+
+
+def adjoint(scope: Scope, wanted: Sequence[str]) -> Adjoint | str:
+    """The gradients of a function of the float outputs by the named values of the main graph.
+
+    The model is not touched. Returns why not when an operator between a wanted value and an output
+    has no rule, or when no float output depends on a wanted value.
+    """
+    if not scope.is_main:
+        return "only the main graph is differentiated"
+    clone = scope.model.clone()
+    clone.ir_version = max(clone.ir_version, _LEAST_IR_VERSION)
+    tape = Tape(Scope(clone, clone.graph, scope.infos))
+    try:
+        return _differentiate(tape, clone, wanted)
+    except NoRuleError as reason:
+        return str(reason)
+
+
+def _differentiate(tape: Tape, clone: ir.Model, wanted: Sequence[str]) -> Adjoint:
+    graph = clone.graph
+    known = {value.name: value for value in graph.inputs}
+    known |= {value.name: value for node in graph for value in node.outputs}
+    for name in wanted:
+        if name not in known:
+            raise NoRuleError(f"{name} is no value of the main graph")
+    targets = [known[name] for name in wanted]
+    nodes = tuple(graph)
+    outputs = [value for value in graph.outputs if tape.is_float(value)]
+    live = _between(nodes, targets, outputs)
+    seeds: dict[str, str] = {}
+    for value in outputs:
+        if value in live and value.name and value.name not in seeds:
+            seed = tape.input(f"{value.name}_seed", tape.dtype(value))
+            seeds[value.name] = seed.name or ""
+            tape.add(value, seed)
+    for node in reversed(nodes):
+        received = tuple(tape.gradient(value) for value in node.outputs)
+        active = frozenset(i for i, v in enumerate(node.inputs) if v is not None and v in live)
+        if active and any(gradient is not None for gradient in received):
+            _back(tape, node, received, active)
+    graph.outputs.clear()
+    gradients = {name: _expose(tape, graph, known[name]) for name in wanted}
+    common_passes.RemoveUnusedNodesPass()(clone)
+    return Adjoint(clone, seeds, gradients)
+
+
+def _between(
+    nodes: Sequence[ir.Node], targets: Sequence[ir.Value], outputs: Sequence[ir.Value]
+) -> set[ir.Value]:
+    """Values that depend on a target and that an output depends on."""
+    depending = set(targets)
+    for node in nodes:
+        if any(value in depending for value in _reads(node)) and not is_op(node, *_FLAT):
+            depending.update(node.outputs)
+    needed = set(outputs)
+    for node in reversed(nodes):
+        if any(value in needed for value in node.outputs):
+            needed.update(_reads(node))
+    return depending & needed
+
+
+def _reads(node: ir.Node) -> list[ir.Value]:
+    """What a node and the bodies in it read."""
+    found = list(node.inputs)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.extend(
+                value for inner in attribute.as_graph().all_nodes() for value in inner.inputs
+            )
+    return [value for value in found if value is not None]
+
+
+def _back(
+    tape: Tape, node: ir.Node, received: tuple[ir.Value | None, ...], active: frozenset[int]
+) -> None:
+    """Hand the gradients of a node's outputs on to its inputs."""
+    step = Step(tape, node, received, active)
+    rule = RULES.get(node.op_type) if is_op(node, node.op_type) else None
+    if rule is None:
+        step.refuse("there is no rule for this operator")
+    found = rule(step)
+    for index in sorted(active):
+        value = node.inputs[index]
+        if index not in found:
+            step.refuse(f"there is no rule for its input {index}")
+        if value is not None:
+            tape.add(value, found[index])
+
+
+def _expose(tape: Tape, graph: ir.Graph, value: ir.Value) -> str:
+    """Make the gradient by a value an output."""
+    gradient = tape.gradient(value)
+    if gradient is None:
+        raise NoRuleError(f"no float output depends on {value.name}")
+    if gradient.is_graph_input():
+        gradient = tape.op("Identity", gradient)
+    if gradient not in graph.outputs:
+        gradient.type = ir.TensorType(tape.dtype(value))
+        graph.outputs.append(gradient)
+    return gradient.name or ""
+
+
+@dataclass
+class Tape:
+    """Appends nodes to the clone and keeps the gradients found so far, by forward value."""
+
+    scope: Scope
+    _gradients: dict[ir.Value, list[ir.Value]] = field(default_factory=dict)
+    _shapes: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    _taken: set[str | None] = field(default_factory=set)
+    _open_batch: bool = False
+
+    def __post_init__(self) -> None:
+        inputs = true_inputs(self.scope.graph)
+        self._open_batch = any(dimension(value, 0) is None for value in inputs)
+        for graph in self.scope.model.graphs():
+            self._taken.update(value.name for value in graph.inputs)
+            self._taken.update(graph.initializers)
+            for node in graph:
+                self._taken.update((node.name, *(value.name for value in node.outputs)))
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators that the model may use."""
+        return self.scope.opset
+
+    def add(self, value: ir.Value, gradient: ir.Value) -> None:
+        """Note a contribution to the gradient by a forward value."""
+        self._gradients.setdefault(value, []).append(gradient)
+
+    def gradient(self, value: ir.Value) -> ir.Value | None:
+        """The sum of all contributions so far, or None."""
+        parts = self._gradients.get(value)
+        if not parts:
+            return None
+        if len(parts) > 1:
+            self._gradients[value] = parts = [self.op("Sum", *parts)]
+        return parts[0]
+
+    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """The output of a new node; attributes that are None are left out."""
+        given = {name: value for name, value in attributes.items() if value is not None}
+        return self.node(op_type, inputs, given, 1)[0]
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any],
+        outputs: int,
+    ) -> Sequence[ir.Value]:
+        """The outputs of a new node."""
+        made = ir.node(op_type, inputs, attributes=attributes, num_outputs=outputs)
+        made.name = self.fresh(f"adjoint_{op_type}")
+        for value in made.outputs:
+            value.name = self.fresh(f"{made.name}_out")
+        self.scope.graph.append(made)
+        return made.outputs
+
+    def input(self, hint: str, dtype: ir.DataType) -> ir.Value:
+        """A new input of the model, of any shape."""
+        value = ir.Value(name=self.fresh(hint), type=ir.TensorType(dtype))
+        self.scope.graph.inputs.append(value)
+        return value
+
+    def constant(self, data: Array | Sequence[int]) -> ir.Value:
+        """A constant; a sequence makes int64."""
+        array = data if isinstance(data, np.ndarray) else np.asarray(data, np.int64)
+        tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape))
+        value = ir.Value(
+            name=self.fresh("adjoint_constant"),
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self.scope.graph.register_initializer(value)
+        return value
+
+    def number(self, number: Any, like: ir.Value | None) -> ir.Value:
+        """A number (or an array of them) as a constant of a forward value's type."""
+        return self.constant(np.asarray(number, self.dtype(like).numpy()))
+
+    def run_time_shape(self, value: ir.Value) -> ir.Value:
+        """The shape a forward value has when the adjoint runs, int64 [rank]."""
+        if value not in self._shapes:
+            self._shapes[value] = self.op("Shape", value)
+        return self._shapes[value]
+
+    def shape(self, value: ir.Value | None) -> Shape:
+        """The shape in the scope; see `size` before relying on its first axis."""
+        shape = self.scope.shape(value)
+        if shape is None:
+            raise NoRuleError(f"the shape of {value.name if value else '-'} is unknown")
+        return shape
+
+    def size(self, value: ir.Value | None, axis: int) -> int:
+        """The length of an axis that is the same for every batch."""
+        if axis == 0 and self._open_batch:
+            raise NoRuleError(
+                f"the length of the first axis of {value.name if value else '-'} is open"
+            )
+        return self.shape(value)[axis]
+
+    def volume(self, value: ir.Value | None, axes: Sequence[int]) -> int:
+        """The product of the lengths of some axes."""
+        return math.prod(self.size(value, axis) for axis in axes)
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType:
+        """Element type of a forward value."""
+        info = self.scope.infos.get((value.name if value else None) or "")
+        found = info.dtype if info is not None else value.dtype if value is not None else None
+        if found is None:
+            raise NoRuleError(f"the type of {value.name if value else '-'} is unknown")
+        return found
+
+    def is_float(self, value: ir.Value) -> bool:
+        """Whether a forward value holds floats."""
+        return self.dtype(value).is_floating_point()
+
+    def fresh(self, hint: str) -> str:
+        """A name that nothing in the model has, and that is taken from now on."""
+        name, count = hint, 1
+        while name in self._taken:
+            count += 1
+            name = f"{hint}_{count}"
+        self._taken.add(name)
+        return name
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node to differentiate. received: gradients by its outputs; active: inputs that want one."""
+
+    tape: Tape
+    node: ir.Node
+    received: tuple[ir.Value | None, ...]
+    active: frozenset[int]
+
+    def refuse(self, why: str) -> NoReturn:
+        """Give up on the whole adjoint.
+
+        Raises:
+            NoRuleError: Always.
+        """
+        raise NoRuleError(f"{self.node.op_type} {site_of(self.node)[0]}: {why}")
+
+    @property
+    def g(self) -> ir.Value:
+        """The gradient by the first output."""
+        gradient = self.received[0]
+        return gradient if gradient is not None else self.refuse("its first output is not used")
+
+    @property
+    def y(self) -> ir.Value:
+        """The first output."""
+        return self.node.outputs[0]
+
+    def input(self, index: int) -> ir.Value:
+        """An input that must be there."""
+        value = self.optional(index)
+        return value if value is not None else self.refuse(f"input {index} is missing")
+
+    def optional(self, index: int) -> ir.Value | None:
+        """An input, or None when it is left out."""
+        return self.node.inputs[index] if index < len(self.node.inputs) else None

@@ -1,0 +1,77 @@
+"""Unfolded input patches of a layer at sampled output positions, with the responses there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.runtime import Array
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a layer slides over its input. pads: begins, then ends; () for fully connected layers."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    group: int
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Spatial size of the output for an input of this spatial size."""
+        rank = len(self.kernel)
+        return tuple(
+            (size[a] + self.pads[a] + self.pads[a + rank] - self.dilations[a] * (k - 1) - 1)
+            // self.strides[a]
+            + 1
+            for a, k in enumerate(self.kernel)
+        )
+
+
+def positions(
+    geometry: Geometry, shape: tuple[int, ...], count: int, rng: np.random.Generator
+) -> Array:
+    """`count` output positions of a batch with input shape [N, C, *size]: rows (n, *position).
+
+    Spread evenly over the samples, drawn without replacement where there are enough of them.
+    """
+    outputs = geometry.output_size(shape[2:])
+    total = int(np.prod((shape[0], *outputs)))
+    count = min(count, total)
+    flat = rng.choice(total, size=count, replace=False)
+    return np.stack(np.unravel_index(np.sort(flat), (shape[0], *outputs)), axis=1)
+
+
+def patches(x: Array, geometry: Geometry, at: Array) -> Array:
+    """Patches [count, C * prod(kernel)] of x [N, C, *size], channel-major, zeros outside."""
+    rank = len(geometry.kernel)
+    if rank == 0:
+        return x[at[:, 0]]
+    padding = [(0, 0), (0, 0)]
+    padding += [(geometry.pads[a], geometry.pads[a + rank]) for a in range(rank)]
+    padded = np.pad(x, padding) if any(geometry.pads) else x
+    offsets = np.stack(
+        np.meshgrid(
+            *(np.arange(k) * d for k, d in zip(geometry.kernel, geometry.dilations, strict=True)),
+            indexing="ij",
+        )
+    ).reshape(rank, -1)  # [rank, taps]
+    starts = at[:, 1:] * np.asarray(geometry.strides)  # [count, rank]
+    index = starts[:, :, None] + offsets[None]  # [count, rank, taps]
+    moved = np.moveaxis(padded, 1, -1)  # [N, *size, C]
+    picked = moved[(at[:, 0][:, None], *(index[:, a] for a in range(rank)))]  # [count, taps, C]
+    unfolded: Array = picked.transpose(0, 2, 1).reshape(len(at), -1)
+    return unfolded
+
+
+def responses(y: Array, at: Array) -> Array:
+    """Responses [count, O] of y [N, O, *size] at the positions."""
+    picked: Array = np.moveaxis(y, 1, -1)[tuple(at[:, axis] for axis in range(at.shape[1]))]
+    return picked
+
+
+def by_group(x: Array, group: int) -> list[Array]:
+    """Patches or responses [count, groups * width] split into the groups' parts."""
+    return list(np.split(x, group, axis=1))

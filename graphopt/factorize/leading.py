@@ -1,0 +1,134 @@
+"""The schemes whose first factor picks directions of the input: all ranks from one Cholesky.
+
+If z = T x are new coordinates, ordered by importance, and only the leading n are kept, the best
+second factor is a regression on them. With T G T^T = L L^T (Cholesky) and Z = W T^-1 L, keeping the
+leading n coordinates leaves the error ||Z[:, n:]||^2 and the second factor is
+Z[:, :n] L[:n, :n]^-1, because L is lower triangular. So one decomposition gives every rank.
+
+Three schemes are of this kind. `mixing` (the input bottleneck; both orders of the spatial scheme):
+T acts on one axis J of the patch and is shared by the K taps. `separate` (decoupling): every input
+channel has its own T over its taps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class LeadingFactors:
+    """first: the leading rows of T ([R, J] for mixing, [T, J, K] for separate); second: float64.
+
+    second: [O, R, K] for mixing, [O, T, J] for separate.
+    """
+
+    first: Array
+    second: Array
+
+
+@dataclass(frozen=True)
+class LeadingFit:
+    """All ranks of a leading-coordinates scheme for one weight in one metric.
+
+    basis: T, rows by importance. step: coordinates per unit of rank. missed: [ranks + 1] squared
+    response error left at rank 0, 1, 2, ...
+    """
+
+    basis: Array
+    lower: Array
+    response: Array
+    step: int
+    missed: Array
+    trailing: int
+
+    @property
+    def full(self) -> int:
+        """The largest rank."""
+        return len(self.missed) - 1
+
+    def factors(self, rank: int) -> LeadingFactors:
+        """The factors of a rank."""
+        count = rank * self.step
+        block = self.lower[:count, :count]
+        second = scipy.linalg.solve_triangular(
+            block, self.response[:, :count].T, lower=True, trans="T", check_finite=False
+        ).T
+        shape = (self.response.shape[0], rank, self.trailing)
+        return LeadingFactors(self.basis[:rank], second.reshape(shape))
+
+
+def mixing(weight: Array, gram: Array) -> LeadingFit:
+    """Factor W [O, J, K] as sum_r B[o, r, k] A[r, j] in the metric G [J K, J K] of (j, k).
+
+    T comes from the singular value decomposition of the stacked taps W_k S^(1/2), S the moment of
+    the J axis averaged over taps: the best choice if taps were uncorrelated.
+    """
+    outputs, size, taps = weight.shape
+    metric = gram.reshape(size, taps, size, taps)
+    moment = np.einsum("jkik->ji", metric) / taps
+    root = scipy.linalg.cholesky(_regular(moment), lower=True, check_finite=False)
+    stacked = np.moveaxis(weight, 2, 0).reshape(-1, size) @ root
+    # Right singular vectors from the small side: J x J.
+    _, vectors = scipy.linalg.eigh(stacked.T @ stacked, check_finite=False)
+    vectors = vectors[:, ::-1]
+    basis = scipy.linalg.solve_triangular(root, vectors, lower=True, trans="T").T
+    inverse = root @ vectors
+    moved = np.tensordot(basis, metric, axes=(1, 0))  # [R, k, i, k']
+    moved = np.tensordot(moved, basis, axes=(2, 1)).transpose(0, 1, 3, 2)
+    seen = np.tensordot(weight, inverse, axes=(1, 0)).transpose(0, 2, 1)  # [O, R, K]
+    return _fit(
+        basis,
+        moved.reshape(size * taps, size * taps),
+        seen.reshape(outputs, size * taps),
+        step=taps,
+        trailing=taps,
+    )
+
+
+def separate(weight: Array, gram: Array) -> LeadingFit:
+    """Factor W [O, J, K] as sum_t P[o, t, j] D[t, j, k] in the metric G [J K, J K] of (j, k).
+
+    D_j: the leading right singular vectors of W_j in the metric of its own channel.
+    Source: Guo et al. 2018, "Network decoupling".
+    """
+    outputs, size, taps = weight.shape
+    metric = gram.reshape(size, taps, size, taps)
+    basis = np.empty((taps, size, taps))
+    inverse = np.empty((size, taps, taps))
+    for channel in range(size):
+        own = _regular(metric[channel, :, channel, :])
+        root = scipy.linalg.cholesky(own, lower=True, check_finite=False)
+        _, _, right = np.linalg.svd(weight[:, channel] @ root, full_matrices=True)
+        basis[:, channel] = scipy.linalg.solve_triangular(root, right.T, lower=True, trans="T").T
+        inverse[channel] = root @ right.T
+    # New coordinates (t, j): every channel's t-th filter response.
+    moved = np.einsum("tjk,jkil->tjil", basis, metric, optimize=True)
+    moved = np.einsum("tjil,sil->tjsi", moved, basis, optimize=True)
+    seen = np.einsum("ojk,jkt->otj", weight, inverse, optimize=True)
+    count = size * taps
+    return _fit(
+        basis, moved.reshape(count, count), seen.reshape(outputs, count), step=size, trailing=size
+    )
+
+
+def _fit(basis: Array, gram: Array, weight: Array, *, step: int, trailing: int) -> LeadingFit:
+    lower = scipy.linalg.cholesky(_regular(gram), lower=True, check_finite=False)
+    response = weight @ lower
+    per_rank = (response**2).sum(axis=0).reshape(-1, step).sum(axis=1)
+    missed = np.concatenate([np.cumsum(per_rank[::-1])[::-1], [0.0]])
+    return LeadingFit(basis, lower, response, step, missed, trailing)
+
+
+def _regular(gram: Array) -> Array:
+    """Symmetric, with a floor that makes a Cholesky decomposition possible."""
+    symmetric = (gram + gram.T) / 2
+    floor = 1e-10 * float(np.trace(symmetric)) / len(symmetric) + 1e-30
+    symmetric[np.diag_indices_from(symmetric)] += floor
+    regular: Array = symmetric
+    return regular

@@ -1,0 +1,164 @@
+"""Where layers are taken apart: candidates, priced from moments and made into weights on demand."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.factorize.moments import Moments, target
+from graphopt.graph.scope import Scope
+from graphopt.rewrites.approximate.layer import Layer
+from graphopt.rewrites.approximate.scheme import Array, Decomposition, Ranks, Scheme
+from graphopt.rewrites.approximate.structure import Factored, cost, put
+from graphopt.rewrites.base import Decline, OptionValue, Proposal
+
+WORTHWHILE_MACS_RATIO = 0.97
+"""A candidate that saves less than this is not offered."""
+
+_KEPT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Realised:
+    """A candidate with its weights and bias [O] (None: the layer had none and needs none)."""
+
+    candidate: Candidate
+    factored: Factored
+    bias: Array | None
+
+    def propose(self, scope: Scope, node: ir.Node) -> Proposal:
+        """The proposal to put it in the place of a node: the layer, or its copy elsewhere."""
+        chosen = self.candidate
+        edit = partial(put, scope, node, chosen.rewrite, chosen.layer, self.factored, self.bias)
+        return Proposal(chosen.rewrite, (node,), edit, chosen.options, chosen.error)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One entry of a layer's menu: a scheme at a rank.
+
+    macs_ratio, parameters_ratio: after / before. error: relative response error, in the metric of
+    what the layer sees (of the weight, when there are no data).
+    """
+
+    layer: Layer
+    scheme: Scheme
+    ranks: Ranks
+    macs_ratio: float
+    parameters_ratio: float
+    error: float
+    workshop: Workshop
+
+    @property
+    def rewrite(self) -> str:
+        """Name of the rewrite."""
+        return self.scheme.name
+
+    @property
+    def options(self) -> Mapping[str, OptionValue]:
+        """What the report says: the ranks by name."""
+        return dict(zip(self.scheme.rank_names, self.ranks, strict=True))
+
+    @cached_property
+    def realised(self) -> Realised:
+        """Fitted to the original layer's own inputs (or to its weight)."""
+        moments = self.workshop.moments[self.layer.name]
+        factored = self.workshop.decomposition(self.layer, self.scheme).factors(self.ranks)
+        return Realised(self, factored, _bias(self.layer, factored, moments))
+
+    def refitted(self, seen: Sequence[Moments]) -> Realised:
+        """Fitted to reproduce the original response from what the layer really sees."""
+        weights = _matrices(self.layer)
+        targets = [target(w, m) for w, m in zip(weights, seen, strict=True)]
+        metric = [moments.shrunk() for moments in seen]
+        factored = self.scheme.decompose(self.layer, targets, metric, self.workshop.block).factors(
+            self.ranks
+        )
+        return Realised(self, factored, _bias(self.layer, factored, seen))
+
+
+@dataclass
+class Workshop:
+    """The moments of all layers, and decompositions made from them (kept up to a cap).
+
+    moments: per layer name, one per group; shrunk. block: the channel block ranks are multiples of.
+    """
+
+    moments: Mapping[str, Sequence[Moments]]
+    block: int
+    _kept: OrderedDict[tuple[str, str], tuple[int, Decomposition]] = field(
+        default_factory=OrderedDict
+    )
+
+    def decomposition(self, layer: Layer, scheme: Scheme) -> Decomposition:
+        """The decomposition of a layer by a scheme, made anew if it was dropped."""
+        key = (layer.name, scheme.name)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key][1]
+        made = scheme.decompose(layer, _matrices(layer), self.moments[layer.name], self.block)
+        size = 8 * layer.group * (layer.inputs * layer.taps) ** 2
+        self._kept[key] = (size, made)
+        while len(self._kept) > 1 and sum(s for s, _ in self._kept.values()) > _KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return made
+
+    def menu(
+        self, layer: Layer, schemes: Sequence[Scheme]
+    ) -> tuple[list[Candidate], list[Decline]]:
+        """All worthwhile candidates of a layer, and the schemes that do not apply or do not pay."""
+        offered: list[Candidate] = []
+        declined: list[Decline] = []
+        site = (layer.node.name or layer.name,)
+        metric = self.moments[layer.name]
+        energy = sum(
+            float(np.sum((w @ m.gram) * w)) for w, m in zip(_matrices(layer), metric, strict=True)
+        )
+        if energy <= 0:
+            return [], [Decline(schemes[0].name, site, "the layer answers nothing but its bias")]
+        for scheme in schemes:
+            reason = scheme.applies(layer)
+            if reason is not None:
+                declined.append(Decline(scheme.name, site, reason))
+                continue
+            found = self._candidates(layer, scheme, energy)
+            if not found:
+                text = f"{layer.inputs} -> {layer.outputs} channels: no rank saves multiplications"
+                declined.append(Decline(scheme.name, site, text))
+            offered += found
+        return offered, declined
+
+    def _candidates(self, layer: Layer, scheme: Scheme, energy: float) -> list[Candidate]:
+        made = self.decomposition(layer, scheme)
+        found = []
+        for ranks in made.offered:
+            macs_ratio, parameters_ratio = cost(layer, made.rows(ranks))
+            if macs_ratio < WORTHWHILE_MACS_RATIO:
+                error = float(np.sqrt(max(made.missed(ranks), 0.0) / energy))
+                found.append(
+                    Candidate(layer, scheme, ranks, macs_ratio, parameters_ratio, error, self)
+                )
+        return found
+
+
+def _matrices(layer: Layer) -> list[Array]:
+    """The weight of every group as [O/g, C/g * taps], float64."""
+    return [weight.reshape(layer.outputs, -1) for weight in layer.groups()]
+
+
+def identity_moments(layer: Layer) -> list[Moments]:
+    """Moments for a fit to the weight alone."""
+    biases: list[Array | None] = [None] * layer.group
+    if layer.bias is not None:
+        biases = list(np.split(np.asarray(layer.bias), layer.group))
+    return [Moments.of_weight(w, b) for w, b in zip(_matrices(layer), biases, strict=True)]
+
+
+def _bias(layer: Layer, factored: Factored, moments: Sequence[Moments]) -> Array | None:
+    best = np.concatenate([m.bias(c) for m, c in zip(moments, factored.composite, strict=True)])
+    return best if layer.bias is not None or np.any(best) else None

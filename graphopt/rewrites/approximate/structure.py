@@ -1,0 +1,132 @@
+"""What a layer is replaced by: stages of convolutions in a row, or parallel rows that are summed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.graph.edit import Edit
+from graphopt.graph.scope import Scope
+from graphopt.rewrites.approximate.layer import Carries, Layer
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """One convolution of a replacement, per group of the layer, without its weights.
+
+    group: groups inside one group of the layer (its input channels, for a depthwise stage).
+    """
+
+    outputs: int
+    inputs: int
+    kernel: tuple[int, ...]
+    carries: Carries
+    group: int = 1
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the weight [outputs, inputs / group, *kernel]."""
+        return self.outputs * (self.inputs // self.group) * int(np.prod(self.kernel, dtype=int))
+
+
+Row = tuple[StageShape, ...]
+
+
+@dataclass(frozen=True)
+class Factored:
+    """Rows of (stage, weight per group of the layer); their sum replaces the layer.
+
+    weights[row][stage][group]: [outputs, inputs / group, *kernel], float64.
+    composite: per group the [O, C * taps] weight that all of it together amounts to.
+    """
+
+    rows: tuple[Row, ...]
+    weights: tuple[tuple[tuple[Array, ...], ...], ...]
+    composite: tuple[Array, ...]
+
+
+def cost(layer: Layer, rows: Sequence[Row]) -> tuple[float, float]:
+    """(MACs, parameters) of the rows over those of the layer."""
+    macs = parameters = 0
+    for row in rows:
+        size = layer.input_size
+        for stage in row:
+            size = layer.sizes(stage.kernel, stage.carries, size)
+            macs += stage.parameters * int(np.prod(size, dtype=int))
+            parameters += stage.parameters
+    whole = layer.outputs * layer.inputs * layer.taps
+    everything = Carries((True,) * len(layer.kernel), (True,) * len(layer.kernel))
+    final = layer.sizes(layer.kernel, everything, layer.input_size)
+    return macs / max(whole * int(np.prod(final, dtype=int)), 1), parameters / max(whole, 1)
+
+
+def put(
+    scope: Scope, node: ir.Node, rewrite: str, layer: Layer, factored: Factored, bias: Array | None
+) -> None:
+    """Replace `node` (the layer, or its copy in another graph) by the rows.
+
+    The bias [O] goes on the last stage of the last row only: what the first stages see as padding
+    stays zero, so borders are exact. Rows are summed with Add, which onnxruntime fuses.
+    """
+    change = Edit(scope, rewrite, kind="approximate")
+    hint = node.outputs[0].name or "layer"
+    total: ir.Value | None = None
+    for number, (row, weights) in enumerate(zip(factored.rows, factored.weights, strict=True)):
+        value = node.inputs[0]
+        for index, (stage, parts) in enumerate(zip(row, weights, strict=True)):
+            last = index == len(row) - 1
+            ends = last and number == len(factored.rows) - 1
+            tag = f"{hint}_{number}{index}" if len(factored.rows) > 1 else f"{hint}_{index}"
+            value = _stage(
+                change, layer, stage, value, parts, bias if ends else None, tag,
+                node.name if ends and total is None else None,
+            )  # fmt: skip
+        total = value if total is None else change.node("Add", [total, value], hint=hint)
+    assert total is not None
+    change.commit((node,), {node.outputs[0]: total})
+
+
+def _stage(
+    change: Edit,
+    layer: Layer,
+    stage: StageShape,
+    value: ir.Value | None,
+    parts: Sequence[Array],
+    bias: Array | None,
+    hint: str,
+    name: str | None,
+) -> ir.Value:
+    weight = np.concatenate(parts).astype(layer.weight.dtype)
+    if not layer.kernel:
+        weight = np.ascontiguousarray(weight.T)
+    operands = [value, change.constant(weight, f"{hint}_weight")]
+    if bias is not None:
+        operands.append(change.constant(bias.astype(layer.weight.dtype), f"{hint}_bias"))
+    if not layer.kernel:
+        op_type = "MatMul" if bias is None else "Gemm"
+        return change.node(op_type, operands, hint=hint, name=name)
+    return change.node("Conv", operands, _attributes(layer, stage), hint=hint, name=name)
+
+
+def _attributes(layer: Layer, stage: StageShape) -> dict[str, Any]:
+    rank = len(layer.kernel)
+    axes = range(rank)
+    strides = [layer.strides[a] if stage.carries.strides[a] else 1 for a in axes]
+    dilations = [layer.dilations[a] if stage.kernel[a] > 1 else 1 for a in axes]
+    pads = [layer.pads[a] if stage.carries.pads[a % rank] else 0 for a in range(2 * rank)]
+    attributes: dict[str, Any] = {"kernel_shape": list(stage.kernel)}
+    if any(s != 1 for s in strides):
+        attributes["strides"] = strides
+    if any(d != 1 for d in dilations):
+        attributes["dilations"] = dilations
+    if any(pads):
+        attributes["pads"] = pads
+    if layer.group * stage.group != 1:
+        attributes["group"] = layer.group * stage.group
+    return attributes

@@ -1,0 +1,93 @@
+"""1x1 bottlenecks on both sides of an expensive convolution (Tucker-2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from graphopt.factorize.leading import mixing
+from graphopt.factorize.moments import Moments
+from graphopt.factorize.reduced_rank import TwoSidedFit, two_sided
+from graphopt.rewrites.approximate.layer import Layer
+from graphopt.rewrites.approximate.scheme import (
+    Array,
+    Decomposition,
+    Ranks,
+    Scheme,
+    all_of_it,
+    multiples,
+    nothing,
+)
+from graphopt.rewrites.approximate.structure import Factored, Row, StageShape
+
+
+@dataclass(frozen=True)
+class TwoSided(Scheme):
+    """Conv k x k (C -> O)  ==>  Conv 1x1 (C -> R1), Conv k x k (R1 -> R2), Conv 1x1 (R2 -> O).
+
+        W[o, c, u] ~ sum_rs U[o, s] K[s, r, u] A[r, c]
+
+    Strides, dilations and pads stay on the k x k convolution. Kim et al. 2016.
+    Declines for 1x1 kernels.
+    """
+
+    name = "two-sided"
+    rank_names = ("rank_in", "rank_out")
+
+    def applies(self, layer: Layer) -> str | None:
+        """Convolutions with a kernel larger than one."""
+        if layer.taps == 1:
+            return "no kernel larger than 1x1 to put between the bottlenecks"
+        return None
+
+    def decompose(
+        self, layer: Layer, targets: Sequence[Array], moments: Sequence[Moments], block: int
+    ) -> Decomposition:
+        """Input ranks from one decomposition, output ranks from one eigenproblem each."""
+        cube = (layer.outputs, layer.inputs, layer.taps)
+        bases = [mixing(t.reshape(cube), m.gram) for t, m in zip(targets, moments, strict=True)]
+        point = (1,) * len(layer.kernel)
+
+        @cache
+        def fits(inner: int) -> list[TwoSidedFit]:
+            return [two_sided(base, inner) for base in bases]
+
+        def rows(ranks: Ranks) -> tuple[Row, ...]:
+            inner, outer = ranks
+            return (
+                (
+                    StageShape(inner, layer.inputs, point, nothing(layer)),
+                    StageShape(outer, inner, layer.kernel, all_of_it(layer)),
+                    StageShape(layer.outputs, outer, point, nothing(layer)),
+                ),
+            )
+
+        def factors(ranks: Ranks) -> Factored:
+            inner, outer = ranks
+            parts = [fit.factors(outer) for fit in fits(inner)]
+            return Factored(
+                rows(ranks),
+                (
+                    (
+                        tuple(a.reshape(inner, layer.inputs, *point) for a, _, _ in parts),
+                        tuple(k.reshape(outer, inner, *layer.kernel) for _, k, _ in parts),
+                        tuple(u.reshape(layer.outputs, outer, *point) for _, _, u in parts),
+                    ),
+                ),
+                tuple(
+                    np.einsum("os,srk,rj->ojk", u, k, a, optimize=True).reshape(layer.outputs, -1)
+                    for a, k, u in parts
+                ),
+            )
+
+        inner_ranks = multiples(layer.inputs - 1, block, most=8)
+        outer_ranks = multiples(layer.outputs - 1, block, most=8)
+        return Decomposition(
+            offered=tuple((i, o) for i in inner_ranks for o in outer_ranks),
+            rows=rows,
+            missed=lambda ranks: float(sum(fit.missed[ranks[1]] for fit in fits(ranks[0]))),
+            factors=factors,
+        )
