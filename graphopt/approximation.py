@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from graphopt.calibration.synthetic import draw
 from graphopt.cost.channel_block import channel_block
 from graphopt.cost.counts import macs
+from graphopt.errors import BudgetError
 from graphopt.graph.scope import Scope
 from graphopt.planning.budget import Budget, Limit
 from graphopt.planning.choices import Choice, menus, price, with_candidates
@@ -48,7 +49,7 @@ class Approximation:
 def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     """Search for the fastest plan inside the budget; without a budget, inside the exact tolerance."""
     options, scope = job.options, exact.scope
-    if not job.selection.approximate or not options.verify:
+    if not options.verify:
         return Approximation()
     job.progress.stage("Factorizing")
     # Without a budget only exactly low-rank weights matter, which iterative fits do not find.
@@ -63,9 +64,10 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
         budget = Budget(max_error=tolerance)
         offered = [_closer_than(menu, tolerance) for menu in offered]
     offered = [menu for menu in offered if menu.candidates]
-    if not offered:
-        return Approximation(declined=tuple(declined), available=available)
     guard = _guard(job)
+    if not offered:
+        _demand_speedup(options.budget, scope, guard)
+        return Approximation(declined=tuple(declined), available=available)
     priced, slower = price(scope, offered, guard, job.stopwatch, job.progress)
     found = choose(scope, priced, budget, guard, job.progress)
     refused = (*declined, *slower)
@@ -76,6 +78,17 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     job.progress.stage("Measuring each layer's share", len(found.plan))
     plan = tuple(_measured(scope, choice, guard, job.progress) for choice in found.plan)
     return Approximation(plan, found.bound_by, refused, available)
+
+
+def _demand_speedup(budget: Budget, scope: Scope, guard: Guard) -> None:
+    """Raise BudgetError if the exact rewrites alone do not reach a speed-up that was asked for."""
+    if budget.speedup is None or budget.max_error is not None or budget.max_drop is not None:
+        return
+    most = guard.speedup(scope.model)
+    if most < budget.speedup:
+        raise BudgetError(
+            f"a speed-up of {budget.speedup:g}x cannot be reached: {most:.2f}x is the most"
+        )
 
 
 def _measured(scope: Scope, choice: Choice, guard: Guard, progress: Progress) -> Choice:

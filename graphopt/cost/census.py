@@ -31,7 +31,7 @@ class Snapshot:
     """Everything that counts, by identity; holding the objects keeps the identities valid."""
 
     nodes: Mapping[int, tuple[ir.Node, int]]
-    tensors: Mapping[int, tuple[object, ir.TensorProtocol]]
+    tensors: Mapping[tuple[int, int], tuple[object, ir.TensorProtocol]]
 
     def total(self) -> Tally:
         """The cost of the whole model."""
@@ -70,7 +70,9 @@ class Census:
                     known = (node, self._count(node))
                     self._macs[id(node)] = known
                 nodes[id(node)] = known
-        return Snapshot(nodes, {id(owner): (owner, t) for owner, t in tensors(self._model)})
+        # By owner and tensor: a pass may also give a value another tensor in place.
+        stored = {(id(owner), id(t)): (owner, t) for owner, t in tensors(self._model)}
+        return Snapshot(nodes, stored)
 
     def _count(self, node: ir.Node) -> int:
         if node.graph is not self._model.graph:

@@ -51,7 +51,7 @@ def macs(node: ir.Node, infos: Mapping[str, TensorInfo]) -> int:
         if out is None or a is None:
             return 0
         return math.prod(out) * (a[0] if attribute_int(node, "transA", 0) else a[-1])
-    if is_op(node, "MatMul", "MatMulInteger"):
+    if is_op(node, "MatMul", "MatMulInteger", "QLinearMatMul"):
         out, a = _shape(node.outputs[0], infos), _shape(node.inputs[0], infos)
         return 0 if out is None or not a else math.prod(out) * a[-1]
     return 0

@@ -57,12 +57,15 @@ class InputSpectrum:
         return float(np.sqrt(energy[rank:].sum() / total)) if total else 0.0
 
     def factors(self, rank: int) -> InputBottleneckFactors:
-        """The factors of this rank; the singular values are split evenly between them."""
+        """The factors of this rank; the singular values are split evenly between them.
+
+        A rank beyond K gives K: more channels would carry zeros.
+        """
         root = np.sqrt(self.values[:rank])
         reduce = (self.left[:, :rank] * root).T
         expand = fold_inputs(root[:, None] * self.right[:rank], self.out_channels, self.kernel)
         pointwise = (1,) * len(self.kernel)
-        return InputBottleneckFactors(reduce.reshape(rank, -1, *pointwise), expand)
+        return InputBottleneckFactors(reduce.reshape(*reduce.shape, *pointwise), expand)
 
 
 def spectrum_values(weight: Array) -> Array:

@@ -140,8 +140,8 @@ def _correlation(kernels: Array, dy: int, dx: int) -> Array:
 
 
 def _solve(gram: Array, right: Array) -> Array:
-    """Positive-definite solve with a ridge far below the diagonal."""
-    ridge = _RIDGE * float(np.trace(gram)) / len(gram) + np.finfo(float).tiny
+    """Positive-definite solve with a ridge far below the diagonal; zero where the matrix is zero."""
+    ridge = _RIDGE * float(np.trace(gram)) / len(gram) or 1.0
     regular = gram + ridge * np.eye(len(gram))
     solved: Array = scipy.linalg.solve(regular, right, assume_a="pos", check_finite=False)
     return solved

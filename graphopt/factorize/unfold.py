@@ -23,6 +23,6 @@ def fold_inputs(matrix: Array, out_channels: int, kernel: tuple[int, ...]) -> Ar
 
 def relative_error(exact: Array, approximation: Array) -> float:
     """||exact - approximation|| / ||exact|| (Frobenius), 0 when both are zero."""
-    norm = float(np.linalg.norm(exact))
-    distance = float(np.linalg.norm(np.asarray(exact, np.float64) - approximation))
+    wide = np.asarray(exact, np.float64)  # squares of float16 overflow
+    norm, distance = float(np.linalg.norm(wide)), float(np.linalg.norm(wide - approximation))
     return distance / norm if norm else (0.0 if distance == 0 else math.inf)

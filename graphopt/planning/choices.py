@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_low
@@ -21,6 +22,10 @@ _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "
 
 _MACS_PER_US = 20_000.0
 """Stands in for measured times with --no-bench: only ratios between layers matter."""
+
+
+_ROUNDING = 1e-5
+"""Weight errors below this are lost in the rounding of float32 outputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +102,7 @@ def price(
         by_layer.setdefault(menu.node.outputs[0].name or "", []).append(menu)
     progress.stage("Pricing layers", len(by_layer))
     priced: list[Options] = []
-    slower: list[Decline] = []
+    refused: list[Decline] = []
     for layer, layer_menus in by_layer.items():
         node = layer_menus[0].node
         timed: list[tuple[Candidate, float, Timing | None]] = []
@@ -108,9 +113,13 @@ def price(
             if not faster:
                 name = menu.candidates[0].rewrite
                 reason = "no candidate is measurably faster than the layer"
-                slower.append(Decline(name, (node.name or layer,), reason))
-        if timed:
-            sensitivity = _sensitivity(scope, layer, [c for c, _, _ in timed], guard)
+                refused.append(Decline(name, (node.name or layer,), reason))
+        sensitivity = _sensitivity(scope, layer, [c for c, _, _ in timed], guard)
+        if not math.isfinite(sensitivity):
+            reason = "the outputs are not finite, or no longer zero, with a candidate in place"
+            for name in dict.fromkeys(candidate.rewrite for candidate, _, _ in timed):
+                refused.append(Decline(name, (node.name or layer,), reason))
+        elif timed:
             priced.append(
                 Options(
                     layer,
@@ -121,7 +130,7 @@ def price(
                 )
             )
         progress.step(node.name or layer)
-    return priced, slower
+    return priced, refused
 
 
 def _saved(
@@ -155,9 +164,13 @@ def context_of(scope: Scope, node: ir.Node) -> list[ir.Node]:
 
 
 def _sensitivity(scope: Scope, layer: str, candidates: Sequence[Candidate], guard: Guard) -> float:
-    """Output error per unit of weight error, from the candidate with the median weight error."""
-    middle = median_low([candidate.error for candidate in candidates])
-    probe = next(c for c in candidates if c.error == middle)
-    if probe.error < 1e-9:
+    """Output error per unit of weight error, from the candidate with the median weight error.
+
+    Candidates that are exact up to rounding tell nothing; with no others, the two are taken as equal.
+    """
+    errors = [candidate.error for candidate in candidates if candidate.error > _ROUNDING]
+    if not errors:
         return 1.0
+    middle = median_low(errors)
+    probe = next(c for c in candidates if c.error == middle)
     return guard.fitting_error(with_candidates(scope, [(layer, probe)])) / probe.error

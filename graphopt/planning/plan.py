@@ -33,6 +33,7 @@ def choose(
     steps = sequence(options)
     progress.stage("Searching the budget", None)
     measured: dict[Plan, Measured] = {}
+    speeds: dict[Plan, float] = {}
 
     def build(plan: Plan) -> ir.Model:
         return with_candidates(scope, [(c.layer, c.candidate) for c in plan])
@@ -44,16 +45,17 @@ def choose(
         return not exceeded(budget, measured[plan])
 
     def fast(plan: Plan) -> bool:
-        speedup = guard.speedup(build(plan))
-        progress.step(f"{len(plan)} layers, {speedup:.2f}x")
-        return budget.speedup is not None and speedup >= budget.speedup
+        if plan not in speeds:
+            speeds[plan] = guard.speedup(build(plan))
+            progress.step(f"{len(plan)} layers, {speeds[plan]:.2f}x")
+        return budget.speedup is not None and speeds[plan] >= budget.speedup
 
     if budget.max_error is None and budget.max_drop is None:
         reached = reaching(steps, fast)
         if reached is None:
-            best = guard.speedup(build(plan_of(steps)))
+            most = speeds[plan_of(steps)]
             raise BudgetError(
-                f"a speed-up of {budget.speedup:g}x cannot be reached: {best:.2f}x is the most"
+                f"a speed-up of {budget.speedup:g}x cannot be reached: {most:.2f}x is the most"
             )
         return Found(reached, "speedup")
     found = within(steps, fits, "max_error" if budget.max_drop is None else "max_drop")
@@ -69,7 +71,7 @@ def exceeded(budget: Budget, measured: Measured) -> Limit | None:
     """The limit that a measurement breaks, or None."""
     if budget.max_error is not None and not measured.error <= budget.max_error:
         return "max_error"
-    if budget.max_drop is not None and (measured.drop or 0.0) > budget.max_drop:
+    if budget.max_drop is not None and not (measured.drop or 0.0) <= budget.max_drop:
         return "max_drop"
     return None
 

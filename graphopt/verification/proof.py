@@ -24,6 +24,10 @@ _MISMATCHES = 1e-3
 """Share of integer, boolean or string elements that may differ (ties that rounding tips over)."""
 
 
+_MOST_NOISE = 0.05
+"""Relative distance of the original from itself past which its outputs prove nothing."""
+
+
 def exact_tolerance(model: ir.Model) -> float:
     """The tolerance for exact rewrites: that of the coarsest float type the model computes in."""
     found = EXACT_TOLERANCE
@@ -72,6 +76,7 @@ def prove(reference: Reference, candidate: str | Path | bytes, limits: Limits) -
 
     An output beyond the limit still passes when it is within twice the distance of the original
     from itself between the two levels: that much is rounding on these inputs, whoever computes it.
+    An original that is far off from itself (it draws random numbers, say) cannot be proven with.
     """
     checks: list[Check] = []
     noisy: dict[str, float] = {}
@@ -84,7 +89,7 @@ def prove(reference: Reference, candidate: str | Path | bytes, limits: Limits) -
             return Proof(tuple(checks), False, str(error))
         for name in last.distances:
             wrong = _violation(last, name, limits)
-            if wrong and (noise := reference.own_noise()[name]) > 0:
+            if wrong and 0 < (noise := reference.own_noise()[name]) <= _MOST_NOISE:
                 allowed = max(limits.error or 0.0, 2 * noise)
                 if not _violation(last, name, Limits(allowed)):
                     wrong, noisy[name] = "", noise

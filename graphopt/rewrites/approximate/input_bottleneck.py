@@ -51,7 +51,9 @@ class InputBottleneck(ApproximateRewrite):
         outputs, inputs = conv.weight.shape[0] // conv.group, conv.weight.shape[1]
         worth = partial(_macs_ratio, scope, conv)
         offered = [
-            rank for rank in ranks(inputs - 1, channel_block) if worth(rank) < WORTHWHILE_MACS_RATIO
+            rank
+            for rank in ranks(min(inputs - 1, outputs * taps), channel_block)
+            if worth(rank) < WORTHWHILE_MACS_RATIO
         ]
         if not offered:
             return self.decline(

@@ -63,7 +63,8 @@ class KernelPair(ApproximateRewrite):
 
     def _candidate(self, scope: Scope, conv: ConvView, middle: int) -> Candidate:
         fitted = cache(lambda: [mathematics.fit(weight, middle) for weight in groups_of(conv)])
-        norms = np.array([np.linalg.norm(weight) for weight in groups_of(conv)], np.float64)
+        # In float64: squares of float16 weights overflow.
+        norms = np.array([np.linalg.norm(w.astype(np.float64)) for w in groups_of(conv)])
         errors = np.array([part.error for part in fitted()]) * norms
         error = float(np.linalg.norm(errors) / (np.linalg.norm(norms) or 1.0))
         assert conv.pads is not None
