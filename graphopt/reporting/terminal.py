@@ -102,7 +102,9 @@ def print_verification(verification: Verification, console: Console) -> None:
     described = units.clean(samples.description)
     _line(console, f"inputs: {samples.source}, {described} ({counts})", "dim")
     for name, noise in verification.own_noise.items():
-        text = f"{units.clean(name)}: beyond the tolerance, but within twice the original's own noise"
+        text = (
+            f"{units.clean(name)}: beyond the tolerance, but within twice the original's own noise"
+        )
         _line(console, f"{text} ({units.error(noise)} between the two levels)", "dim")
     _rolled_back(verification, console)
 

@@ -56,10 +56,11 @@ class Driver:
 
         `declined` then holds what the last round left alone, and why.
         """
+        ordered = sorted(rewrites, key=lambda r: isinstance(r, WholeModelPass) and r.late)
         for _ in range(_MOST_ROUNDS):
             self.declined = []
             changed = False
-            for rewrite in rewrites:
+            for rewrite in ordered:
                 if isinstance(rewrite, WholeModelPass):
                     changed |= not (rewrite.late and changed) and self._pass(rewrite)
                 else:

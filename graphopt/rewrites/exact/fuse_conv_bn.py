@@ -41,7 +41,7 @@ class FuseConvBatchNorm(ExactRewrite):
                 yield self.decline("the convolution stands outside this body", before, node)
                 continue
             if follower(scope, before) is not node:
-                yield self.decline("the convolution's output is used elsewhere too", before, node)
+                yield self.decline("the output in between is needed elsewhere too", before, node)
                 continue
             norm = BatchNormView.of(node, scope)
             if isinstance(norm, str):

@@ -72,7 +72,7 @@ def _merge(scope: Scope, node: ir.Node, after: ir.Node) -> Callable[[], None] | 
     slope = attribute_float(node, "alpha", 0.01) if first is None else None
     outer = attribute_float(after, "alpha", 0.01) if second is None else None
     if (slope is not None and slope < 0) or (outer is not None and outer < 0):
-        return "a negative slope"
+        return "a slope is negative"
     if slope is not None and outer is not None:
         product = slope * outer
         return _replace(
@@ -116,10 +116,10 @@ def _interval(node: ir.Node, scope: Scope) -> Interval | str | None:
             value = node.inputs[index] if index < len(node.inputs) else None
             array = constant(value) if value is not None else np.asarray(default)
             if array is None or array.size != 1:
-                return "a bound is not constant"
+                return "a bound is not one constant number"
             bounds.append(array.reshape(-1)[0].item())
         low, high = bounds
-    return Interval(low, high) if low <= high else "an empty interval"
+    return Interval(low, high) if low <= high else "the interval is empty"
 
 
 def _emit(scope: Scope, change: Edit, node: ir.Node, interval: Interval) -> ir.Value:

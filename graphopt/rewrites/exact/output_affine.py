@@ -91,7 +91,7 @@ def fold_into(
     full_shift = np.broadcast_to(shift, (target.channels,))
     adds = bool(np.any(full_shift)) or target.bias is not None
     if adds and is_op(target.node, "MatMul") and target.rank != 2:
-        return "a MatMul of rank above 2 has no place for a bias"
+        return "a MatMul that is not of rank 2 has no place for a bias"
     weight, bias = _folded(target, full_scale, full_shift)
     if not (fits(weight) and fits(bias)):
         return f"the folded weights are too large for {target.weight.dtype}"
