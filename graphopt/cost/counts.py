@@ -74,7 +74,9 @@ def tensors(model: ir.Model) -> Iterator[tuple[ir.Value | ir.Node, ir.TensorProt
             if value.const_value is not None:
                 yield value, value.const_value
         for node in graph:
-            attribute = node.attributes.get("value") if is_op(node, "Constant") else None
+            if node.op_type != "Constant":
+                continue
+            attribute = node.attributes.get("value")
             if attribute is not None and not attribute.is_ref():
                 yield node, attribute.as_tensor()
 

@@ -72,7 +72,9 @@ def peak_activation_bytes(graph: ir.Graph, infos: Mapping[str, TensorInfo]) -> i
         count = 1
         for size in info.shape:
             count *= size
-        size_bytes = int(count * info.dtype.itemsize)
+        # Strings have no fixed size; they are labels, not activations.
+        itemsize = 0 if info.dtype == ir.DataType.STRING else info.dtype.itemsize
+        size_bytes = int(count * itemsize)
         events += [(born, size_bytes), (dies + 1, -size_bytes)]
     alive = peak = 0
     for _, change in sorted(events, key=lambda event: (event[0], event[1])):

@@ -92,7 +92,7 @@ class Edit:
             list(inputs),
             attributes=list(kept.values()),
             name=node.name,
-            metadata_props={**node.metadata_props, **self._origin},
+            metadata_props={**self._origin, **node.metadata_props},
         )
         made.outputs[0].name = self._fresh(node.outputs[0].name or node.op_type)
         annotate_node(made, self._scope.opset)

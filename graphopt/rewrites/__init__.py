@@ -19,7 +19,6 @@ from graphopt.rewrites.cleanup.library import (
     LiftConstants,
     MergeDuplicates,
     RemoveDead,
-    RemoveIdentities,
 )
 from graphopt.rewrites.cleanup.remove_noops import RemoveNoops
 from graphopt.rewrites.exact.fc_to_conv import FcToConv
@@ -32,7 +31,6 @@ CLEANUP: tuple[ExactRewrite | WholeModelPass, ...] = (
     LiftConstants(),
     RemoveDead(),
     FoldConstants(),
-    RemoveIdentities(),
     RemoveNoops(),
 )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from graphopt.errors import VerificationError
+from graphopt.errors import InputError, VerificationError
 from graphopt.runtime import Level
 from graphopt.verification.compare import Comparison, Reference
 
@@ -85,7 +85,7 @@ def prove(reference: Reference, candidate: str | Path | bytes, limits: Limits) -
     for level in LEVELS:
         try:
             last = reference.compare(candidate, level)
-        except VerificationError as error:
+        except (InputError, VerificationError) as error:
             return Proof(tuple(checks), False, str(error))
         for name in last.distances:
             wrong = _violation(last, name, limits)
@@ -95,8 +95,9 @@ def prove(reference: Reference, candidate: str | Path | bytes, limits: Limits) -
                     wrong, noisy[name] = "", noise
             checks.append(Check(name, level, last, not wrong))
             reason = reason or wrong
-        if not reason and limits.drop is not None and (last.drop or 0.0) > limits.drop:
-            reason = f"the metric falls by {last.drop:.4f}, more than {limits.drop:g}"
+        drop = last.drop or 0.0
+        if not reason and limits.drop is not None and not drop <= limits.drop:
+            reason = f"the metric falls by {drop:.4f}, more than {limits.drop:g}"
     assert last is not None
     return Proof(tuple(checks), not reason, reason, last.metric_before, last.metric_after, noisy)
 

@@ -177,7 +177,7 @@ class TestWhatIsUsed:
         { c = Conv (x, w)  i = Identity (c)  m = Mul (i, k)  y = Identity (m) }
         """
         onnx.save(build(text), "m.onnx")
-        shell.passes("optimize", "m.onnx", "--passes", "remove-identities", *QUICK)
+        shell.passes("optimize", "m.onnx", "--passes", "remove-noops", *QUICK)
         assert operators("m.opt.onnx") == ["Conv", "Mul"]
         shell.passes("optimize", "m.onnx", "--skip", "fuse-conv-affine", *QUICK)
         assert operators("m.opt.onnx") == ["Conv", "Mul"]

@@ -57,7 +57,7 @@ def test_captured_output_of_a_convolution_counts_as_a_use() -> None:
     model = branches(f"c = {CONV}(x, w) n = {NORM.format('c')}", "yt = Add(n, c)", "ye = Neg(n)")
     result = optimize(model, FuseConvBatchNorm(), feeds={"cond": np.asarray(True)})
     assert result.names == []
-    assert has(result.reasons, "used elsewhere")
+    assert has(result.reasons, "needed elsewhere")
 
 
 def test_dead_if_is_removed_with_what_only_it_captured() -> None:

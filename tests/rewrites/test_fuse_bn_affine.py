@@ -51,8 +51,8 @@ def test_two_dimensions() -> None:
 @pytest.mark.parametrize(
     ("arithmetic", "shape", "reason"),
     [
-        ("Mul(n, k)", (3,), "spatial or batch"),
-        ("Mul(n, k)", (2, 1, 1, 1), "spatial or batch"),
+        ("Mul(n, k)", (3,), "another axis"),
+        ("Mul(n, k)", (2, 1, 1, 1), "another axis"),
         ("Div(k, n)", (4, 1, 1), "is the divisor"),
     ],
 )

@@ -113,7 +113,7 @@ def test_constant_that_varies_along_another_axis(shape: tuple[int, ...]) -> None
     """The map is 4x4 with 4 channels: only the position in the shape tells the axes apart."""
     result = optimize(after_conv("Mul(c, k)", positive(*shape)), FUSE)
     assert result.ops == ["Conv", "Mul"]
-    assert has(result.reasons, "varies along a spatial or batch axis")
+    assert has(result.reasons, "varies along another axis")
 
 
 def test_gemm_with_a_column_constant() -> None:
@@ -123,7 +123,7 @@ def test_gemm_with_a_column_constant() -> None:
     )
     result = optimize(model, FUSE)
     assert result.ops == ["Gemm", "Mul"]
-    assert has(result.reasons, "batch axis")
+    assert has(result.reasons, "another axis")
 
 
 def test_constant_that_widens_the_channels() -> None:

@@ -75,7 +75,7 @@ def test_negative_slope(chain: str) -> None:
     model = build(f"net (float[10] x) => (float[10] y) {{ {chain} }}")
     result = optimize(model, MERGE, feeds=X, tolerance=0.0)
     assert result.names == []
-    assert has(result.reasons, "negative slope")
+    assert has(result.reasons, "slope is negative")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_empty_interval(chain: str) -> None:
     model = build(f"net (float[10] x) => (float[10] y) {{ {chain} }}", weights=BOUNDS)
     result = rewrite(model, MERGE)
     assert len(result.ops) == 2
-    assert has(result.reasons, "empty interval")
+    assert has(result.reasons, "interval is empty")
 
 
 def test_bound_that_is_fed() -> None:
@@ -95,7 +95,7 @@ def test_bound_that_is_fed() -> None:
     )
     result = optimize(model, MERGE, feeds={**X, "high": np.array(3, np.float32)})
     assert result.ops == ["Relu", "Clip"]
-    assert has(result.reasons, "bound is not constant")
+    assert has(result.reasons, "not one constant number")
 
 
 def test_inner_one_is_an_output() -> None:

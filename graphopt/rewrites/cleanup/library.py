@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
@@ -58,7 +59,7 @@ class FoldConstants(WholeModelPass):
         """Fold over the main graph, bodies and functions."""
         from onnxscript.optimizer import fold_constants
 
-        if model.ir_version < FIRST_IR_WITHOUT_LISTING:
+        if model.ir_version < FIRST_IR_WITHOUT_LISTING or _has_old_sequences(model):
             return {}
         fold_constants(
             model,
@@ -73,6 +74,12 @@ class FoldConstants(WholeModelPass):
                 for value in node.outputs:
                     value.metadata_props.pop("pkg.onnxscript.optimizer.folded_from", None)
         return {"grow": True} if self.grow else {}
+
+
+def _has_old_sequences(model: ir.Model) -> bool:
+    """Sequence operators below opset 13: the library replaces them by newer operators' forms."""
+    opset = max((model.graph.opset_imports.get(d, 0) for d in STANDARD_DOMAINS), default=0)
+    return opset < 13 and any("Sequence" in node.op_type for node in model.graph.all_nodes())
 
 
 def _should_fold(grow: bool, node: ir.Node) -> bool | None:
@@ -103,23 +110,13 @@ def _output_bytes(node: ir.Node) -> int | None:
     for value in node.outputs:
         if value.shape is None or value.dtype is None or not value.shape.is_static():
             return None
+        if value.dtype == ir.DataType.STRING:
+            return None
         count = 1
         for size in value.shape.numpy():
             count *= size
         total += int(count * value.dtype.itemsize)
     return total
-
-
-@dataclass(frozen=True)
-class RemoveIdentities(WholeModelPass):
-    """Identity  ==>  its input, where no name of an input or output is lost."""
-
-    name = "remove-identities"
-
-    def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
-        """Eliminate Identity nodes."""
-        common_passes.IdentityEliminationPass()(model)
-        return {}
 
 
 @dataclass(frozen=True)
@@ -171,11 +168,24 @@ class MergeDuplicates(WholeModelPass):
 
     def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
         """Deduplicate initializers, then common subexpressions."""
+        _make_contiguous(model)  # which the library's hashing takes for granted
         common_passes.DeduplicateInitializersPass(size_limit=1024)(model)
         common_passes.DeduplicateHashedInitializersPass()(model)
         if not _has_hidden_randomness(model):
             common_passes.CommonSubexpressionEliminationPass()(model)
         return {}
+
+
+def _make_contiguous(model: ir.Model) -> None:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.Tensor) and isinstance(tensor.raw, np.ndarray):
+                array = tensor.raw
+                if not array.flags.c_contiguous:
+                    value.const_value = ir.Tensor(
+                        np.ascontiguousarray(array), dtype=tensor.dtype, name=tensor.name
+                    )
 
 
 def _has_hidden_randomness(model: ir.Model) -> bool:
