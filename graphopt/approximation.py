@@ -11,6 +11,7 @@ from graphopt.calibration.patches import Geometry
 from graphopt.calibration.synthetic import draw
 from graphopt.cost.channel_block import channel_block
 from graphopt.cost.counts import macs
+from graphopt.errors import BudgetError
 from graphopt.graph.scope import Scope
 from graphopt.planning.budget import Budget, Limit
 from graphopt.planning.choices import Choice, price, with_candidates
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
     from graphopt.pipeline import Job
     from graphopt.rewriting import Rewritten
 
-import os
-
-FITTING_SAMPLES = int(os.environ.get("FS", "512"))
+FITTING_SAMPLES = 512
 """Samples that moments are gathered from (more gain next to nothing)."""
 
 _SENSITIVITY_SAMPLES = 64
@@ -62,11 +61,13 @@ class Approximation:
 def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     """Search for the fastest plan inside the budget; without a budget, inside the exact tolerance."""
     options, scope = job.options, exact.scope
-    if not job.selection.approximate or not options.verify:
+    if not options.verify:
         return Approximation()
     # Without a budget only exactly low-rank weights matter, which iterative fits do not find.
     schemes = [s for s in job.selection.approximate if options.budget.given or not s.iterative]
+    guard = _guard(job)
     if not schemes:
+        _demand_speedup(options.budget, scope, guard)
         return Approximation()
     layers, unfit = layers_of(scope, schemes)
     workshop, refitter = _workshop(job, scope, layers)
@@ -85,8 +86,8 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
         offered = {n: [c for c in cs if c.error <= tolerance] for n, cs in offered.items()}
     offered = {name: candidates for name, candidates in offered.items() if candidates}
     if not offered:
+        _demand_speedup(options.budget, scope, guard)
         return Approximation(declined=tuple(declined), available=available)
-    guard = _guard(job)
     priced, slower = price(scope, offered, guard, job.stopwatch, job.progress)
     refit = None if refitter is None or not options.budget.given else refitter.fit
     found = choose(scope, priced, budget, guard, job.progress, refit)
@@ -99,7 +100,7 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     job.progress.stage("Measuring each layer's share", len(found.plan))
     plan = tuple(
         (
-            _measured(scope, choice, by_layer[choice.layer], guard, job.progress),
+            _measured(scope, choice, guard, job.progress),
             by_layer[choice.layer],
         )
         for choice in found.plan
@@ -107,9 +108,18 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     return Approximation(plan, found.bound_by, refused, available)
 
 
-def _measured(
-    scope: Scope, choice: Choice, realised: Realised, guard: Guard, progress: Progress
-) -> Choice:
+def _demand_speedup(budget: Budget, scope: Scope, guard: Guard) -> None:
+    """Raise BudgetError if the exact rewrites alone do not reach a speed-up that was asked for."""
+    if budget.speedup is None or budget.max_error is not None or budget.max_drop is not None:
+        return
+    most = guard.speedup(scope.model)
+    if most < budget.speedup:
+        raise BudgetError(
+            f"a speed-up of {budget.speedup:g}x cannot be reached: {most:.2f}x is the most"
+        )
+
+
+def _measured(scope: Scope, choice: Choice, guard: Guard, progress: Progress) -> Choice:
     alone = with_candidates(scope, [choice.candidate.realised])
     progress.step(choice.layer)
     return replace(choice, measured=guard.fitting_error(alone))

@@ -186,6 +186,7 @@ def verification_of(
         metric_before=proof.metric_before,
         metric_after=proof.metric_after,
         rolled_back=declined(rolled_back),
+        own_noise=dict(proof.noisy),
     )
 
 
@@ -237,7 +238,8 @@ def _metric_name(options: Options, proof: Proof) -> str | None:
 def _notes(source: Source, trial: Trial, outcome: Outcome) -> tuple[str, ...]:
     notes = []
     if not trial.done.applied:
-        notes.append("nothing to do: the result is the input, byte for byte")
+        same = "graph and weights are" if source.has_external_data else "the result is"
+        notes.append(f"nothing to do: {same} the input's, byte for byte")
     if outcome.file.ir_version != source.model.ir_version:
         notes.append(
             f"IR version raised from {source.model.ir_version} to {outcome.file.ir_version}: "

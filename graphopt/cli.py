@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="graphopt",
     help="Make an ONNX network cheaper, prove that it still computes the same, say what was done.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -50,10 +49,14 @@ MaxDrop = Annotated[
 ]
 ShapeOption = Annotated[
     list[str] | None,
-    typer.Option("--shape", help="Shape of an input with open dimensions: image:1x3x224x224."),
+    typer.Option(
+        "--shape",
+        metavar="<input:shape>",
+        help="Shape of an input with open dimensions: image:1x3x224x224.",
+    ),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads to measure with.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Names = Annotated[
@@ -140,8 +143,9 @@ def optimize(
         on_fail=on_fail,
         output=output,
     )
-    for file in (report, html, junit):
-        _check_writable(file)
+    from graphopt.destination import output_path
+
+    _check_reports([report, html, junit], models=[model, output_path(model, options)])
     from graphopt.pipeline import optimize as run
 
     with _progress(quiet or json) as progress:
@@ -188,8 +192,7 @@ def audit(
         bench=not no_bench,
         verify=not no_bench,
     )
-    for file in (report, html):
-        _check_writable(file)
+    _check_reports([report, html], models=[model])
     with _progress(quiet or json) as progress:
         result = run(model, options, progress, shlex.join(["graphopt", *sys.argv[1:]]))
     _write(report, lambda: render_json(result))
@@ -276,32 +279,49 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _main(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 (its callback does it)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+_INTERRUPTED = 130
 
 
 def main() -> NoReturn:
     """Run the command line; every error ends in one line and its exit code."""
+    code = None
     try:
-        app(standalone_mode=True)
+        code = app(prog_name="graphopt", standalone_mode=False)
     except GraphoptError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
         if os.environ.get("GRAPHOPT_DEBUG"):
             raise
+        if hasattr(error, "format_message"):  # Typer's; the class has moved between versions
+            _fail(_usage(error), 2)
         text = " ".join(str(error).split())
         _fail(f"internal error: {type(error).__name__}: {text} (GRAPHOPT_DEBUG=1 shows where)", 1)
-    raise SystemExit(0)
+    if code == _INTERRUPTED:
+        _fail("interrupted; nothing was written", code)
+    raise SystemExit(code or 0)
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    command = "graphopt" if context is None else context.command_path
+    return f"{error.format_message().rstrip('.')} (see `{command} --help`)"
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -310,7 +330,10 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise InputError("--passes and --skip take names of rewrites: see `graphopt passes`")
+    return names
 
 
 def _shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
@@ -346,15 +369,24 @@ def _progress(quiet: bool) -> Iterator[Progress]:
         yield progress
 
 
-def _check_writable(path: Path | None) -> None:
-    if path is None:
-        return
+def _check_reports(files: Sequence[Path | None], *, models: Sequence[Path]) -> None:
+    taken = {model.resolve() for model in models}
+    for file in files:
+        if file is None:
+            continue
+        if file.resolve() in taken:
+            raise InputError(f"a report cannot be written to {file}: something else goes by it")
+        _check_writable(file)
+        taken.add(file.resolve())
+
+
+def _check_writable(path: Path) -> None:
     folder = path.parent
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a file name to write")
     if not folder.is_dir():
         raise InputError(f"cannot write {path}: the folder {folder} does not exist")
-    if not os.access(folder, os.W_OK):
+    if not os.access(path if path.exists() else folder, os.W_OK):
         raise InputError(f"cannot write {path}: no permission")
 
 

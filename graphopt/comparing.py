@@ -6,8 +6,8 @@ from pathlib import Path
 
 from graphopt.assemble import verification_of
 from graphopt.calibration.prepare import Inputs, prepare
-from graphopt.calibration.readers import load_function
-from graphopt.errors import InputError
+from graphopt.calibration.readers import load_metric
+from graphopt.errors import InputError, VerificationError
 from graphopt.graph.io import Source, load
 from graphopt.graph.shapes import dimension, true_inputs
 from graphopt.options import Options
@@ -15,7 +15,7 @@ from graphopt.progress import Progress, Silent
 from graphopt.reporting.schema import Latency, Verification
 from graphopt.timing import time_files
 from graphopt.verification.compare import Reference
-from graphopt.verification.proof import Limits, exact_tolerance, prove
+from graphopt.verification.proof import LEVELS, Limits, exact_tolerance, prove
 
 
 def verify(
@@ -31,11 +31,12 @@ def verify(
 
     Raises:
         InputError: A file or the data cannot be used, or the two differ in their inputs or outputs.
+        VerificationError: Outputs are not finite, or of other shapes: there is no distance to tell.
     """
     options, progress = options or Options(), progress or Silent()
     options.budget.check()
     source, inputs = _both(original, other, options)
-    metric = None if options.metric is None else load_function(options.metric)
+    metric = None if options.metric is None else load_metric(options.metric)
     held_out = inputs.split.held_out
     reference = Reference(original, held_out, options.threads, metric, progress)
     if options.budget.max_drop is not None and not reference.has_metric:
@@ -44,8 +45,12 @@ def verify(
     limits = Limits(
         exact_tolerance(source.model) if error is None else error, options.budget.max_drop
     )
+    reference.check()
     progress.stage("Comparing", 2 * len(held_out.batches))
-    return verification_of(prove(reference, other, limits), limits, inputs, options)
+    proof = prove(reference, other, limits)
+    if {check.level for check in proof.checks} != set(LEVELS):
+        raise VerificationError(f"{other} cannot be compared: {proof.reason}")
+    return verification_of(proof, limits, inputs, options)
 
 
 def bench(original: Path, other: Path, options: Options | None = None) -> tuple[Latency, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from graphopt._version import __version__
 from graphopt.errors import InputError
-from graphopt.graph.io import Source, StagedModel
+from graphopt.graph.io import Source, StagedModel, data_name, external_files
 from graphopt.options import Options
 from graphopt.rewriting import Rewritten, finished
 
@@ -29,20 +29,30 @@ class Stage:
         self.staged.commit()
 
 
-def destination_of(path: Path, options: Options) -> Path:
+def output_path(path: Path, options: Options) -> Path:
+    """Where the options put the result of a model, right or wrong."""
+    return path if options.in_place else options.output or path.with_suffix(".opt.onnx")
+
+
+def destination_of(source: Source, options: Options) -> Path:
     """The file to write: `--output`, the input itself with `--in-place`, else `NAME.opt.onnx`.
 
     Raises:
-        InputError: It would overwrite the input unasked, is a folder, or its folder is missing or
-            not writable.
+        InputError: It would overwrite the input or its external data unasked, is a folder, or its
+            folder is missing or not writable.
     """
+    path = source.path
     if options.output is not None and options.in_place:
         raise InputError("--output and --in-place contradict each other: give one of them")
-    target = path if options.in_place else options.output or path.with_suffix(".opt.onnx")
+    target = output_path(path, options)
     if target.is_dir():
         raise InputError(f"{target} is a folder: give a file name to write")
     if not options.in_place and target.exists() and target.samefile(path):
         raise InputError(f"{target} is the input: give another --output, or --in-place")
+    weights = target.with_name(data_name(target))
+    kept = external_files(path) if source.has_external_data and not options.in_place else ()
+    if weights.exists() and any(weights.samefile(file) for file in kept):
+        raise InputError(f"{weights} holds the weights of the input: give another --output")
     if options.dry_run:
         return target
     folder = target.parent
@@ -59,7 +69,7 @@ def staged(source: Source, done: Rewritten, options: Options) -> Iterator[Stage]
 
     When nothing was changed the file is copied byte for byte.
     """
-    target = destination_of(source.path, options)
+    target = destination_of(source, options)
     if options.dry_run:
         target = _scratch(target)
     model = finished(done, __version__)

@@ -15,7 +15,7 @@ from graphopt._version import __version__
 from graphopt.approximation import Approximation, Plan, approximate
 from graphopt.assemble import Outcome, Trial, optimize_report
 from graphopt.calibration.prepare import Inputs, prepare
-from graphopt.calibration.readers import load_function
+from graphopt.calibration.readers import load_metric
 from graphopt.clock import Clock
 from graphopt.cost.stopwatch import Stopwatch
 from graphopt.cost.table import LatencyTable
@@ -80,7 +80,7 @@ def _settle(path: Path, options: Options, progress: Progress) -> Job:
     progress.stage("Reading")
     with clock.stage("read"):
         source = load(path)
-        destination_of(path, options)
+        destination_of(source, options)
         if options.verify and source.unknown_operator is not None:
             raise InputError(
                 f"{path} cannot be verified ({source.unknown_operator}): use --no-verify"
@@ -96,12 +96,16 @@ def _settle(path: Path, options: Options, progress: Progress) -> Job:
             runnable=options.verify,
         )
         infos = infer(source.model, inputs.shapes)
-    metric = None if options.metric is None else load_function(options.metric)
+    metric = None if options.metric is None else load_metric(options.metric)
     reference = Reference(path, inputs.split.held_out, options.threads, metric, progress)
     if options.budget.max_drop is not None and not reference.has_metric:
         raise InputError("--max-drop needs data with labels, or --metric file.py:function")
     if options.budget.given and not options.verify:
         raise InputError("a budget is a promise that has to be measured: drop --no-verify")
+    if options.budget.speedup is not None and not options.bench:
+        raise InputError("--speedup is a promise that has to be measured: drop --no-bench")
+    if options.verify:
+        reference.check()
     return Job(
         source,
         options,

@@ -77,4 +77,9 @@ def first_line(error: BaseException) -> str:
     text = lines[0] if lines else type(error).__name__
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]
+    return shorten(text)
+
+
+def shorten(text: str) -> str:
+    """At most 300 characters of a text."""
     return text if len(text) <= 300 else text[:297] + "..."

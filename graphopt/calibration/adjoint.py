@@ -23,9 +23,7 @@ from graphopt.graph.constants import Array
 from graphopt.graph.scope import Scope, is_op, site_of
 from graphopt.graph.shapes import Shape, dimension, true_inputs
 
-_FLAT = tuple(
-    "Shape Size ArgMax ArgMin Equal Greater Less GreaterOrEqual LessOrEqual IsNaN IsInf".split()
-)
+_FLAT = ("Shape", "Size", "ArgMax", "ArgMin", "Equal", "Greater", "Less")
 """Operators whose results do not change with small changes of their inputs."""
 
 _LEAST_IR_VERSION = 4
@@ -83,7 +81,7 @@ def _differentiate(tape: Tape, clone: ir.Model, wanted: Sequence[str]) -> Adjoin
     seeds: dict[str, str] = {}
     for value in outputs:
         if value in live and value.name and value.name not in seeds:
-            seed = tape.input(f"{value.name}_seed", tape.dtype(value))
+            seed = tape.input(f"{value.name}_seed", value)
             seeds[value.name] = seed.name or ""
             tape.add(value, seed)
     for node in reversed(nodes):
@@ -148,8 +146,7 @@ def _expose(tape: Tape, graph: ir.Graph, value: ir.Value) -> str:
     if gradient.is_graph_input():
         gradient = tape.op("Identity", gradient)
     if gradient not in graph.outputs:
-        gradient.type = ir.TensorType(tape.dtype(value))
-        graph.outputs.append(gradient)
+        graph.outputs.append(tape.declare(gradient, value))
     return gradient.name or ""
 
 
@@ -210,10 +207,17 @@ class Tape:
         self.scope.graph.append(made)
         return made.outputs
 
-    def input(self, hint: str, dtype: ir.DataType) -> ir.Value:
-        """A new input of the model, of any shape."""
-        value = ir.Value(name=self.fresh(hint), type=ir.TensorType(dtype))
+    def input(self, hint: str, like: ir.Value) -> ir.Value:
+        """A new input of the model that takes what has the shape of a forward value."""
+        value = ir.Value(name=self.fresh(hint))
         self.scope.graph.inputs.append(value)
+        return self.declare(value, like)
+
+    def declare(self, value: ir.Value, like: ir.Value) -> ir.Value:
+        """State type and rank of an input or output: those of a forward value."""
+        value.type = ir.TensorType(self.dtype(like))
+        rank = self.scope.rank(like)
+        value.shape = None if rank is None else ir.Shape([None] * rank)
         return value
 
     def constant(self, data: Array | Sequence[int]) -> ir.Value:

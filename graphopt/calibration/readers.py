@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def read(spec: str, graph: ir.Graph) -> Dataset:
     Raises:
         InputError: Nothing there, or names, shapes or types that do not fit the model's inputs.
     """
+    if not spec:
+        raise InputError("the data have no name: give an .npz, a folder, or file.py:function")
     if ".py:" in spec:
         batches = _from_function(spec, graph)
     else:
@@ -53,7 +56,9 @@ def load_function(spec: str) -> Any:
     Raises:
         InputError: No such file or name, or the file fails to import.
     """
-    file, _, name = spec.rpartition(":")
+    file, colon, name = spec.rpartition(":")
+    if not colon:
+        raise InputError(f"{spec!r} is not of the form file.py:function")
     path = Path(file)
     if not path.is_file():
         raise InputError(f"{file}: no such file (expected file.py:function)")
@@ -65,13 +70,25 @@ def load_function(spec: str) -> Any:
     sys.modules[module_name] = module
     try:
         found.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"{file} fails to import: {type(error).__name__}: {first_line(error)}"
         ) from error
     if not hasattr(module, name):
         raise InputError(f"{file} has no function {name!r}")
     return getattr(module, name)
+
+
+def load_metric(spec: str) -> Any:
+    """The function that `--metric` names.
+
+    Raises:
+        InputError: As for `load_function`, or it cannot be called.
+    """
+    metric = load_function(spec)
+    if not callable(metric):
+        raise InputError(f"{spec} is not a function")
+    return metric
 
 
 def _from_function(spec: str, graph: ir.Graph) -> Iterator[Batch]:
@@ -82,7 +99,7 @@ def _from_function(spec: str, graph: ir.Graph) -> Iterator[Batch]:
             yield _batch(item, graph, f"{spec}, batch {index}")
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{spec} raised {type(error).__name__}: {first_line(error)}") from error
 
 
@@ -97,6 +114,8 @@ def _items(made: Any) -> Iterator[Any]:
 def _from_npz(path: Path, graph: ir.Graph) -> Iterator[Batch]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is not an .npz file, or is truncated: write it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as pack:
             arrays = {name: pack[name] for name in pack.files}
@@ -169,6 +188,6 @@ def _fitting(array: Array, value: ir.Value, where: str, *, any_batch: bool) -> A
     )
     if not fits:
         wanted_shape = "x".join(str(d) for d in value.shape)
-        got = "x".join(map(str, array.shape))
+        got = "x".join(map(str, array.shape)) or "a scalar"
         raise InputError(f"{where}: {value.name!r} is {got}, the input takes {wanted_shape}")
     return array

@@ -28,10 +28,14 @@ class Tally:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that counts, by identity; holding the objects keeps the identities valid."""
+    """Everything that counts: MACs by node, and stored tensors with their owners.
 
-    nodes: Mapping[int, tuple[ir.Node, int]]
-    tensors: Mapping[int, tuple[object, ir.TensorProtocol]]
+    tensors: by the identities of owner and tensor (a pass may also give a value another tensor in
+    place); holding the objects keeps the identities valid.
+    """
+
+    nodes: Mapping[ir.Node, int]
+    tensors: Mapping[tuple[int, int], tuple[object, ir.TensorProtocol]]
 
     def total(self) -> Tally:
         """The cost of the whole model."""
@@ -39,7 +43,7 @@ class Snapshot:
 
     def without(self, other: Snapshot) -> Tally:
         """The cost of what is here and not in `other`."""
-        nodes = [count for key, (_, count) in self.nodes.items() if key not in other.nodes]
+        nodes = [count for node, count in self.nodes.items() if node not in other.nodes]
         here = [t for key, (_, t) in self.tensors.items() if key not in other.tensors]
         return Tally(
             nodes=len(nodes),
@@ -58,19 +62,20 @@ class Census:
     def __init__(self, model: ir.Model, infos: dict[str, TensorInfo]) -> None:
         self._model = model
         self._infos = infos
-        self._macs: dict[int, tuple[ir.Node, int]] = {}
+        self._macs: dict[ir.Node, int] = {}
 
     def take(self) -> Snapshot:
-        """The model as it is now."""
-        nodes: dict[int, tuple[ir.Node, int]] = {}
+        """The model as it is now. Called around every change, so only new nodes are looked at."""
+        known = self._macs
+        nodes: dict[ir.Node, int] = {}
         for graph in self._model.graphs():
             for node in graph:
-                known = self._macs.get(id(node))
-                if known is None:
-                    known = (node, self._count(node))
-                    self._macs[id(node)] = known
-                nodes[id(node)] = known
-        return Snapshot(nodes, {id(owner): (owner, t) for owner, t in tensors(self._model)})
+                count = known.get(node)
+                if count is None:
+                    known[node] = count = self._count(node)
+                nodes[node] = count
+        stored = {(id(owner), id(t)): (owner, t) for owner, t in tensors(self._model)}
+        return Snapshot(nodes, stored)
 
     def _count(self, node: ir.Node) -> int:
         if node.graph is not self._model.graph:

@@ -51,7 +51,7 @@ def macs(node: ir.Node, infos: Mapping[str, TensorInfo]) -> int:
         if out is None or a is None:
             return 0
         return math.prod(out) * (a[0] if attribute_int(node, "transA", 0) else a[-1])
-    if is_op(node, "MatMul", "MatMulInteger"):
+    if is_op(node, "MatMul", "MatMulInteger", "QLinearMatMul"):
         out, a = _shape(node.outputs[0], infos), _shape(node.inputs[0], infos)
         return 0 if out is None or not a else math.prod(out) * a[-1]
     return 0
@@ -74,7 +74,9 @@ def tensors(model: ir.Model) -> Iterator[tuple[ir.Value | ir.Node, ir.TensorProt
             if value.const_value is not None:
                 yield value, value.const_value
         for node in graph:
-            attribute = node.attributes.get("value") if is_op(node, "Constant") else None
+            if node.op_type != "Constant":
+                continue
+            attribute = node.attributes.get("value")
             if attribute is not None and not attribute.is_ref():
                 yield node, attribute.as_tensor()
 

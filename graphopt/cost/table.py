@@ -52,9 +52,12 @@ class LatencyTable:
             # Another process may have added entries meanwhile: keep them.
             merged = _read(self._path) | self._entries
             handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".latency-")
-            with os.fdopen(handle, "w") as file:
-                json.dump(merged, file)
-            os.replace(name, self._path)
+            try:
+                with os.fdopen(handle, "w") as file:
+                    json.dump(merged, file)
+                os.replace(name, self._path)
+            except OSError:
+                os.unlink(name)
         except OSError:
             return
 

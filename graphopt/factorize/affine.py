@@ -31,8 +31,9 @@ def scale_axis(weight: Array, scale: Array, axis: int) -> Array:
     # Slice by slice, so that the float64 intermediate stays small beside the weight.
     out = np.empty(weight.shape, weight.dtype)
     moved_in, moved_out = np.moveaxis(weight, axis, 0), np.moveaxis(out, axis, 0)
-    for index, factor in enumerate(np.asarray(scale, np.float64)):
-        moved_out[index] = (moved_in[index].astype(np.float64) * factor).astype(weight.dtype)
+    with np.errstate(over="ignore"):  # the caller asks whether it `fits`
+        for index, factor in enumerate(np.asarray(scale, np.float64)):
+            moved_out[index] = (moved_in[index].astype(np.float64) * factor).astype(weight.dtype)
     return out
 
 
@@ -46,7 +47,13 @@ def fold_bias(bias: Array | None, scale: Array, shift: Array, dtype: Any) -> Arr
         folded = folded + np.asarray(scale, np.float64) * np.asarray(bias, np.float64)
     elif not np.any(folded):
         return None
-    return folded.astype(dtype)
+    with np.errstate(over="ignore"):
+        return folded.astype(dtype)
+
+
+def fits(array: Array | None) -> bool:
+    """Whether no element became infinite by rounding to the array's type (float16 ends at 65504)."""
+    return array is None or bool(np.isfinite(array.min()) and np.isfinite(array.max()))
 
 
 def compact(array: Array) -> Array:

@@ -12,14 +12,13 @@ Source of the scheme: Simonyan & Zisserman 2015; Szegedy et al. 2016, section 3.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 import scipy.linalg
-
-from graphopt.factorize.unfold import relative_error
 
 Array = np.ndarray[Any, Any]
 
@@ -140,8 +139,15 @@ def _correlation(kernels: Array, dy: int, dx: int) -> Array:
 
 
 def _solve(gram: Array, right: Array) -> Array:
-    """Positive-definite solve with a ridge far below the diagonal."""
-    ridge = _RIDGE * float(np.trace(gram)) / len(gram) + np.finfo(float).tiny
+    """Positive-definite solve with a ridge far below the diagonal; zero where the matrix is zero."""
+    ridge = _RIDGE * float(np.trace(gram)) / len(gram) or 1.0
     regular = gram + ridge * np.eye(len(gram))
     solved: Array = scipy.linalg.solve(regular, right, assume_a="pos", check_finite=False)
     return solved
+
+
+def relative_error(exact: Array, approximation: Array) -> float:
+    """||exact - approximation|| / ||exact|| (Frobenius), 0 when both are zero."""
+    wide = np.asarray(exact, np.float64)  # squares of float16 overflow
+    norm, distance = float(np.linalg.norm(wide)), float(np.linalg.norm(wide - approximation))
+    return distance / norm if norm else (0.0 if distance == 0 else math.inf)

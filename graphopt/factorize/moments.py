@@ -83,9 +83,7 @@ class Moments:
 
 def shrinkage(samples: int) -> float:
     """How far to move a Gram matrix of this many independent inputs towards its diagonal."""
-    import os
-
-    return 1.0 / (1.0 + samples / float(os.environ.get("SH", "32.0")))
+    return 1.0 / (1.0 + samples / 32.0)
 
 
 def target(weight: Array, moments: Moments, ridge: float = _RIDGE) -> Array:

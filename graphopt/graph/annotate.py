@@ -25,27 +25,24 @@ def annotate(model: ir.Model) -> Annotations:
     """
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     declared: dict[str, tuple[ir.TypeProtocol | None, ir.Shape | None]] = {}
-    outputs = {output.name: output.shape for output in model.graph.outputs}
-    for name, weight in model.graph.initializers.items():
-        if weight.shape is not None or weight.type is not None:
-            declared[name] = (weight.type, weight.shape)
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if value.shape is not None or value.type is not None:
                 declared[value.name or ""] = (value.type, value.shape)
                 value.shape = None
     common_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-    for output in model.graph.outputs:  # the interface is the user's, right or wrong
-        output.shape = outputs[output.name]
     return Annotations(declared)
 
 
 def restore(model: ir.Model, annotations: Annotations) -> None:
     """Keep annotations only of values the file had them for, corrected where inference knew better."""
+    for output in model.graph.outputs:  # the interface is the user's, right or wrong
+        if not output.is_initializer() and not output.is_graph_input():
+            output.type, output.shape = annotations.declared[output.name or ""]
     outputs = {id(output) for output in model.graph.outputs}
-    for name, weight in model.graph.initializers.items():
-        if name not in annotations.declared and not weight.is_graph_input():
-            weight.type = weight.shape = None  # the tensor itself has both
+    for weight in model.graph.initializers.values():
+        if not weight.is_graph_input() and not weight.is_graph_output():
+            weight.type = weight.shape = None  # the tensor has both; value_info would repeat them
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if id(value) in outputs:

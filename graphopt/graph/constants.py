@@ -38,6 +38,11 @@ def is_splat(array: Array) -> bool:
     return array.size > 1 and not any(array.strides)
 
 
+def reshaped(array: Array, shape: tuple[int, ...]) -> Array:
+    """The array in another shape; a splat stays one."""
+    return splat(array.flat[0], shape) if is_splat(array) else array.reshape(shape)
+
+
 def _resolve(value: ir.Value | None, depth: int) -> Array | None:
     if value is None or depth > _MAX_DEPTH or is_overridable(value):
         return None
@@ -81,10 +86,6 @@ _CONSTANT_ATTRIBUTES: dict[str, type] = {
 }
 
 
-def _reshaped(array: Array, shape: tuple[int, ...]) -> Array:
-    return splat(array.flat[0], shape) if is_splat(array) else array.reshape(shape)
-
-
 def _axes(node: ir.Node, inputs: list[Array]) -> list[int] | None:
     attribute = node.attributes.get("axes")
     if attribute is not None:
@@ -123,7 +124,7 @@ def _unsqueeze(node: ir.Node, inputs: list[Array]) -> Array | None:
     rank = inputs[0].ndim + len(axes)
     added = {axis % rank for axis in axes}
     sizes = iter(inputs[0].shape)
-    return _reshaped(inputs[0], tuple(1 if i in added else next(sizes) for i in range(rank)))
+    return reshaped(inputs[0], tuple(1 if i in added else next(sizes) for i in range(rank)))
 
 
 def _squeeze(node: ir.Node, inputs: list[Array]) -> Array:
@@ -131,7 +132,7 @@ def _squeeze(node: ir.Node, inputs: list[Array]) -> Array:
     rank = inputs[0].ndim
     dropped = {a % rank for a in axes} if axes is not None else set(range(rank))
     keep = [n for i, n in enumerate(inputs[0].shape) if not (i in dropped and n == 1)]
-    return _reshaped(inputs[0], tuple(keep))
+    return reshaped(inputs[0], tuple(keep))
 
 
 def _reshape(node: ir.Node, inputs: list[Array]) -> Array | None:
@@ -145,7 +146,7 @@ def _reshape(node: ir.Node, inputs: list[Array]) -> Array | None:
         if known == 0:
             return None
         shape[shape.index(-1)] = array.size // known
-    return _reshaped(array, tuple(shape)) if math.prod(shape) == array.size else None
+    return reshaped(array, tuple(shape)) if math.prod(shape) == array.size else None
 
 
 def _constant_of_shape(node: ir.Node, inputs: list[Array]) -> Array:

@@ -18,6 +18,17 @@ def dataflow(graph: ir.Graph) -> nx.DiGraph:
     """The dataflow graph of one graph; uses inside a body count for the node that owns the body."""
     flow = nx.DiGraph()
     flow.add_nodes_from(graph)
+    owner = _owners(graph)
+    for node in graph:
+        for output in node.outputs:
+            for use in output.uses():
+                if use.node in owner:
+                    flow.add_edge(node, owner[use.node])
+    return flow
+
+
+def _owners(graph: ir.Graph) -> dict[ir.Node, ir.Node]:
+    """For every node of the graph and of its bodies, the node of the graph that it belongs to."""
     owner: dict[ir.Node, ir.Node] = {}
     for node in graph:
         owner[node] = node
@@ -27,12 +38,7 @@ def dataflow(graph: ir.Graph) -> nx.DiGraph:
             elif attribute.type == ir.AttributeType.GRAPHS:
                 for body in attribute.as_graphs():
                     owner |= dict.fromkeys(body.all_nodes(), node)
-    for node in graph:
-        for output in node.outputs:
-            for use in output.uses():
-                if use.node in owner:
-                    flow.add_edge(node, owner[use.node])
-    return flow
+    return owner
 
 
 def is_convex(flow: nx.DiGraph, region: Collection[ir.Node]) -> bool:
@@ -51,9 +57,9 @@ def peak_activation_bytes(graph: ir.Graph, infos: Mapping[str, TensorInfo]) -> i
     A value lives from its producer to its last use (graph outputs to the end). Weights do not
     count. No buffer is reused in place.
     """
-    flow = dataflow(graph)
-    order = {node: index for index, node in enumerate(graph)}
-    end = len(order)
+    position = {node: index for index, node in enumerate(graph)}
+    order = {node: position[owner] for node, owner in _owners(graph).items()}
+    end = len(position)
     events: list[tuple[int, int]] = []
     produced = [(value, -1) for value in graph.inputs if not value.is_initializer()]
     produced += [(value, order[node]) for node in graph for value in node.outputs if value.name]
@@ -61,15 +67,14 @@ def peak_activation_bytes(graph: ir.Graph, infos: Mapping[str, TensorInfo]) -> i
         info = infos.get(value.name or "")
         if info is None:
             return None
-        producer = value.producer()
         users = [order[use.node] for use in value.uses() if use.node in order]
-        if producer is not None and len(users) < len(value.uses()):
-            users += [order[node] for node in flow.successors(producer)]
         dies = end if value.is_graph_output() else max(users, default=born)
         count = 1
         for size in info.shape:
             count *= size
-        size_bytes = int(count * info.dtype.itemsize)
+        # Strings have no fixed size; they are labels, not activations.
+        itemsize = 0 if info.dtype == ir.DataType.STRING else info.dtype.itemsize
+        size_bytes = int(count * itemsize)
         events += [(born, size_bytes), (dies + 1, -size_bytes)]
     alive = peak = 0
     for _, change in sorted(events, key=lambda event: (event[0], event[1])):

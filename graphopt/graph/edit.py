@@ -10,8 +10,12 @@ import onnx_ir as ir
 
 from graphopt.graph.constants import is_splat
 from graphopt.graph.scope import Scope
+from graphopt.graph.shapes import annotate_node
 
-Attributes = Mapping[str, int | float | str | Sequence[int] | Sequence[float]]
+Attributes = Mapping[str, int | float | str | Sequence[int] | Sequence[float] | ir.TensorProtocol]
+
+FIRST_IR_WITHOUT_LISTING = 4
+"""Before this IR version, every initializer had to be listed as a graph input as well."""
 
 _SPLAT_BYTES = 512
 _NAMES = "graphopt.names"
@@ -37,6 +41,11 @@ class Edit:
         if is_splat(array) and array.nbytes >= _SPLAT_BYTES and self._scope.opset >= 9:
             return self._generated(array, hint)
         tensor = ir.tensor(np.ascontiguousarray(array))
+        if self._scope.model.ir_version < FIRST_IR_WITHOUT_LISTING:
+            # An initializer would have to be listed as an input, and could be overridden there.
+            value = self.node("Constant", [], {"value": tensor}, hint=hint)
+            value.shape, value.type = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
+            return value
         value = ir.Value(
             name=self._fresh(hint),
             shape=ir.Shape(array.shape),
@@ -63,6 +72,7 @@ class Edit:
         made = ir.node(op_type, inputs, attributes=dict(attributes or {}), name=name or fresh)
         made.outputs[0].name = fresh
         made.metadata_props.update(self._origin)
+        annotate_node(made, self._scope.opset)
         self._nodes.append(made)
         return made.outputs[0]
 
@@ -82,9 +92,10 @@ class Edit:
             list(inputs),
             attributes=list(kept.values()),
             name=node.name,
-            metadata_props={**node.metadata_props, **self._origin},
+            metadata_props={**self._origin, **node.metadata_props},
         )
         made.outputs[0].name = self._fresh(node.outputs[0].name or node.op_type)
+        annotate_node(made, self._scope.opset)
         self._nodes.append(made)
         return made.outputs[0]
 
@@ -188,8 +199,9 @@ def _drop_initializer(value: ir.Value) -> None:
 
 def _names(model: ir.Model) -> set[str]:
     """All value and node names of the model, kept with the model and grown as names are made."""
-    names = model.graph.meta.get(_NAMES)
-    if names is None:
+    owner, known = model.graph.meta.get(_NAMES, (None, set()))
+    names: set[str] = known
+    if owner is not model.graph:  # none yet, or those that a clone took along from its original
         names = set()
         for graph in model.graphs():
             names.update(v.name for v in graph.inputs if v.name)
@@ -197,5 +209,5 @@ def _names(model: ir.Model) -> set[str]:
             for node in graph:
                 names.update(v.name for v in node.outputs if v.name)
                 names.add(node.name or "")
-        model.graph.meta[_NAMES] = names
+        model.graph.meta[_NAMES] = (model.graph, names)
     return names

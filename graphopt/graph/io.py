@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import InputError
-from graphopt.runtime import first_line
+from graphopt.runtime import first_line, shorten
 
 EXTERNAL_DATA_THRESHOLD = 1_500_000_000
 """Weight bytes past which a model is written with external data (protobuf ends at 2 GiB)."""
@@ -79,15 +79,27 @@ def _check(path: Path) -> str | None:
         text = str(error)
         if "No Op registered for" in text or "No opset import for domain" in text:
             return first_line(error)
-        raise InputError(f"{path} is rejected by the ONNX checker: {first_line(error)}") from error
+        # The checker breaks its sentences over lines.
+        text = shorten(" ".join(text.split()))
+        raise InputError(f"{path} is rejected by the ONNX checker: {text}") from error
     return None
 
 
 def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            yield tensor
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol | None]:
+    """Every initializer and every tensor in an attribute (Constant), in bodies too."""
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
+            yield value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield attribute.as_tensor()
 
 
 def _check_external_data(path: Path, tensors: list[ir.ExternalTensor]) -> None:
@@ -163,11 +175,16 @@ def weight_bytes(model: ir.Model) -> int:
     )
 
 
+def data_name(path: Path) -> str:
+    """The file that the external data of a model written to `path` go to, beside it."""
+    return path.name + ".data"
+
+
 def _write(model: ir.Model, path: Path, *, external: bool) -> None:
     large = weight_bytes(model) > EXTERNAL_DATA_THRESHOLD
     try:
         if external or large:
-            ir.save(model, path, format="protobuf", external_data=path.name + ".data")
+            ir.save(model, path, format="protobuf", external_data=data_name(path))
         else:
             ir.save(model, path, format="protobuf")
     except OSError as error:

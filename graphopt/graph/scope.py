@@ -55,6 +55,13 @@ class Scope:
         size = value.shape[axis]
         return size if isinstance(size, int) and size >= 0 else None
 
+    def dim(self, value: ir.Value | None, axis: int) -> int | str | None:
+        """A dimension as a number, or as a symbol that stands for one number; None if unknown."""
+        if value is None or value.shape is None or not -len(value.shape) <= axis < len(value.shape):
+            return None
+        size = value.shape[axis]
+        return size if isinstance(size, int) else size.value
+
     def _info(self, value: ir.Value | None) -> TensorInfo | None:
         if value is None or value.name is None or not self.is_main:
             return None
@@ -82,9 +89,10 @@ def only_use(value: ir.Value) -> ir.Node | None:
 
 
 def follower(scope: Scope, node: ir.Node) -> ir.Node | None:
-    """The only node fed by a node's first output, if it is in the same graph."""
+    """The only node fed by a node's first output, if both are in this graph (not in a body of it)."""
     after = only_use(node.outputs[0])
-    return after if after is not None and after.graph is scope.graph else None
+    here = after is not None and after.graph is scope.graph and node.graph is scope.graph
+    return after if here else None
 
 
 def attribute_int(node: ir.Node, name: str, default: int) -> int:

@@ -142,24 +142,57 @@ def infer_node(node: ir.Node, known: Mapping[str, TensorInfo]) -> dict[str, Tens
             return {}
     graph = node.graph
     version = graph.opset_imports.get(node.domain, 0) if isinstance(graph, ir.Graph) else 0
-    try:
-        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-        found = onnx.shape_inference.infer_node_outputs(
-            schema,
-            ir.serde.serialize_node(node),
-            types,
-            data,
-            opset_imports=[onnx.helper.make_opsetid(node.domain, version)],
-        )
-    except Exception:
-        return {}
     infos: dict[str, TensorInfo] = {}
-    for name, proto in found.items():
+    for name, proto in _output_types(node, version, types, data).items():
         tensor = proto.tensor_type
         dims = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
         if tensor.HasField("shape") and all(d >= 0 for d in dims):
             infos[name] = TensorInfo(ir.DataType(tensor.elem_type), tuple(dims))
     return infos
+
+
+def annotate_node(node: ir.Node, version: int) -> None:
+    """Give the outputs of a new node type and shape, symbols kept, where its inputs have theirs.
+
+    version: of the operator set.
+    """
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    for value in node.inputs:
+        if value is None or value.name is None:
+            continue
+        if value.dtype is None or value.shape is None:
+            return
+        dims = [d if isinstance(d, int) else d.value for d in value.shape]
+        types[value.name] = onnx.helper.make_tensor_type_proto(int(value.dtype), dims)
+        if value.const_value is not None and value.const_value.size <= 64:
+            data[value.name] = onnx.numpy_helper.from_array(value.const_value.numpy())
+    found = _output_types(node, version, types, data)
+    for output in node.outputs:
+        proto = found.get(output.name or "")
+        if proto is not None and proto.HasField("tensor_type"):
+            output.type = ir.serde.deserialize_type_proto_for_type(proto)
+            output.shape = ir.serde.deserialize_type_proto_for_shape(proto)
+
+
+def _output_types(
+    node: ir.Node,
+    version: int,
+    types: Mapping[str, onnx.TypeProto],
+    data: Mapping[str, onnx.TensorProto],
+) -> Mapping[str, onnx.TypeProto]:
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        found: Mapping[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
+            schema,
+            ir.serde.serialize_node(node),
+            dict(types),
+            dict(data),
+            opset_imports=[onnx.helper.make_opsetid(node.domain, version)],
+        )
+    except Exception:  # an operator onnx does not know, or inputs it makes no sense of
+        return {}
+    return found
 
 
 def _check_declared(value: ir.Value, given: Shape) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ _MACS_PER_US = 20_000.0
 _MEASURED = 5
 """Candidates of a layer whose output error is measured; the rest is interpolated."""
 
-_TINY, _LARGE = 1e-9, 10.0
+_TINY = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,20 +86,25 @@ def price(
     """
     progress.stage("Pricing layers", len(offered))
     priced: list[Options] = []
-    slower: list[Decline] = []
+    refused: list[Decline] = []
     for layer, candidates in offered.items():
         node = next(n for n in scope.graph if n.outputs[0].name == layer)
         timed = [(c, *_saved(scope, node, c, stopwatch)) for c in candidates]
         faster = [item for item in timed if item[1] > 0]
         for name in sorted({c.rewrite for c in candidates} - {c.rewrite for c, _, _ in faster}):
             reason = "no candidate is measurably faster than the layer"
-            slower.append(Decline(name, (node.name or layer,), reason))
+            refused.append(Decline(name, (node.name or layer,), reason))
         if faster:
             errors = _output_errors(scope, [c for c, _, _ in faster], guard)
+            if not errors:
+                reason = "the outputs are not finite, or no longer zero, with a candidate in place"
+                names = dict.fromkeys(candidate.rewrite for candidate, _, _ in faster)
+                refused += [Decline(name, (node.name or layer,), reason) for name in names]
+                continue
             choices = (Choice(layer, c, saved, errors[c], timing) for c, saved, timing in faster)
             priced.append(Options(layer, tuple(choices)))
         progress.step(node.name or layer)
-    return priced, slower
+    return priced, refused
 
 
 def _saved(
@@ -138,6 +144,7 @@ def _output_errors(
     A few candidates between the best and the worst are measured end to end; the others are read off
     the (log-log) line between their neighbours in response error. The relation is far from
     proportional: behind a global pooling a coarse fit loses whole classes, a fine one only noise.
+    Empty when a measured candidate spoils the outputs altogether.
     """
     ordered = sorted(candidates, key=lambda candidate: candidate.error)
     count = min(_MEASURED, len(ordered))
@@ -146,8 +153,10 @@ def _output_errors(
     for index in picked:
         probe = ordered[index]
         measured = guard.fitting_error(with_candidates(scope, [probe.realised]))
+        if not math.isfinite(measured):
+            return {}
         xs.append(np.log(max(probe.error, _TINY)))
-        ys.append(np.log(max(min(measured, _LARGE), _TINY)))
+        ys.append(np.log(max(measured, _TINY)))
     rising = np.maximum.accumulate(ys)
     return {
         candidate: float(np.exp(np.interp(np.log(max(candidate.error, _TINY)), xs, rising)))

@@ -40,6 +40,7 @@ class _Search:
         self._fit, self._progress = fit, progress
         self.fitted: dict[Plan, Sequence[Realised]] = {}
         self.measured: dict[Plan, Measured] = {}
+        self.speeds: dict[Plan, float] = {}
 
     def realised(self, plan: Plan) -> Sequence[Realised]:
         """The plan's fitted candidates."""
@@ -67,9 +68,10 @@ class _Search:
 
     def speedup(self, plan: Plan) -> float:
         """Measured speed-up of a plan."""
-        found = self._guard.speedup(self._build(plan))
-        self._progress.step(f"{len(plan)} layers, {found:.2f}x")
-        return found
+        if plan not in self.speeds:
+            self.speeds[plan] = self._guard.speedup(self._build(plan))
+            self._progress.step(f"{len(plan)} layers, {self.speeds[plan]:.2f}x")
+        return self.speeds[plan]
 
     def fast(self, plan: Plan) -> bool:
         """Whether a plan reaches the speed-up asked for."""
@@ -98,15 +100,6 @@ def choose(
     """
     steps = sequence(options)
     progress.stage("Searching the budget", None)
-    import os
-
-    if os.environ.get("CURVE"):
-        import sys
-
-        sys.path.insert(0, "/tmp/mine")
-        import curve
-
-        curve.run(scope, steps, guard, refit)
     quick = _Search(scope, budget, guard, symmetric, progress)
     final = quick if refit is None else _Search(scope, budget, guard, refit, progress)
 
@@ -116,9 +109,9 @@ def choose(
     if budget.max_error is None and budget.max_drop is None:
         reached = reaching(steps, quick.fast)
         if reached is None:
-            best = quick.speedup(plan_of(steps))
+            most = quick.speedup(plan_of(steps))
             raise BudgetError(
-                f"a speed-up of {budget.speedup:g}x cannot be reached: {best:.2f}x is the most"
+                f"a speed-up of {budget.speedup:g}x cannot be reached: {most:.2f}x is the most"
             )
         return chosen(Found(reached, "speedup"))
     limit: Limit = "max_error" if budget.max_drop is None else "max_drop"
@@ -139,7 +132,7 @@ def exceeded(budget: Budget, measured: Measured) -> Limit | None:
     """The limit that a measurement breaks, or None."""
     if budget.max_error is not None and not measured.error <= budget.max_error:
         return "max_error"
-    if budget.max_drop is not None and (measured.drop or 0.0) > budget.max_drop:
+    if budget.max_drop is not None and not (measured.drop or 0.0) <= budget.max_drop:
         return "max_drop"
     return None
 

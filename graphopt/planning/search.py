@@ -150,6 +150,8 @@ def reaching(steps: Sequence[Step], fast: Callable[[Plan], bool]) -> tuple[Step,
     """The shortest prefix of the steps whose plan is fast enough; None if even all are not."""
     if not fast(plan_of(steps)):
         return None
+    if fast(()):
+        return ()
     slow = _last(len(steps) - 1, lambda k: not fast(plan_of(steps[:k])))
     return tuple(steps[: slow + 1])
 

@@ -106,7 +106,9 @@ def _error_case(limit: float, verification: Verification | None) -> Case:
     if worst is None or worst.relative_l2 is None:
         return Case("budget", name, "skipped", "no error was measured")
     message = f"error {units.error(worst.relative_l2)} at output {worst.name} ({worst.level})"
-    return _limit(name, worst.relative_l2 <= limit, message)
+    # The proof's own verdict: rounding is allowed even where the budget is smaller than it.
+    kept = verification is not None and all(check.passed for check in verification.outputs)
+    return _limit(name, worst.relative_l2 <= limit or kept, message)
 
 
 def _drop_case(limit: float, verification: Verification | None) -> Case:

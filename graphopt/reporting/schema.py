@@ -147,7 +147,9 @@ class Samples:
 class Verification:
     """The proof. `tolerance` bounds relative_l2 (null: only the metric or the speed is limited).
 
-    `metric_before` and `metric_after` are the metric on the held-out samples.
+    `metric_before` and `metric_after` are the metric on the held-out samples. `own_noise` names the
+    outputs that were allowed more than the tolerance, because the original differs from itself by
+    this much between the two levels on these inputs.
     """
 
     passed: bool
@@ -158,6 +160,7 @@ class Verification:
     metric_before: float | None = None
     metric_after: float | None = None
     rolled_back: tuple[Declined, ...] = ()
+    own_noise: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,11 @@ def print_verification(verification: Verification, console: Console) -> None:
     counts = f"{units.count(samples.held_out)} held out, {units.count(samples.fitting)} for fitting"
     described = units.clean(samples.description)
     _line(console, f"inputs: {samples.source}, {described} ({counts})", "dim")
+    for name, noise in verification.own_noise.items():
+        text = (
+            f"{units.clean(name)}: beyond the tolerance, but within twice the original's own noise"
+        )
+        _line(console, f"{text} ({units.error(noise)} between the two levels)", "dim")
     _rolled_back(verification, console)
 
 
@@ -145,7 +150,7 @@ def _available(available: Sequence[Estimate], console: Console) -> None:
     offers = [
         (f"{offer.max_error:g}", units.percent(1 - offer.macs_ratio))
         for offer in available
-        if offer.macs_ratio < 1
+        if offer.macs_ratio < 0.98
     ]
     _hint("--max-error", offers, "(estimated, nothing was tried)", console)
 

@@ -68,7 +68,7 @@ def speed_phrase(latency: Latency) -> str:
         return f"{units.times(latency.speedup, digits)} faster (95% {interval})"
     if latency.ratio_low > 1.0:
         low, high = (f"{bound:.{digits}f}" for bound in (latency.ratio_low, latency.ratio_high))
-        return f"{units.times(latency.ratio, digits)} SLOWER (95% {low}-{high})"
+        return f"{units.times(latency.ratio, digits)} slower (95% {low}-{high})"
     return f"not measurably faster ({units.times(latency.speedup, digits)}, 95% {interval})"
 
 

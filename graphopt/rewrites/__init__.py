@@ -24,7 +24,6 @@ from graphopt.rewrites.cleanup.library import (
     LiftConstants,
     MergeDuplicates,
     RemoveDead,
-    RemoveIdentities,
 )
 from graphopt.rewrites.cleanup.remove_noops import RemoveNoops
 from graphopt.rewrites.exact.fc_to_conv import FcToConv
@@ -37,7 +36,6 @@ CLEANUP: tuple[ExactRewrite | WholeModelPass, ...] = (
     LiftConstants(),
     RemoveDead(),
     FoldConstants(),
-    RemoveIdentities(),
     RemoveNoops(),
 )
 

@@ -56,10 +56,11 @@ class Driver:
 
         `declined` then holds what the last round left alone, and why.
         """
+        ordered = sorted(rewrites, key=lambda r: isinstance(r, WholeModelPass) and r.late)
         for _ in range(_MOST_ROUNDS):
             self.declined = []
             changed = False
-            for rewrite in rewrites:
+            for rewrite in ordered:
                 if isinstance(rewrite, WholeModelPass):
                     changed |= not (rewrite.late and changed) and self._pass(rewrite)
                 else:
@@ -117,7 +118,10 @@ class Driver:
 
 
 def _state(model: ir.Model) -> object:
-    """Everything a pass may change, cheap to compare (weights by identity)."""
+    """What counts as a change, cheap to compare (weights by identity).
+
+    Attributes do not: libraries drop some that have their default value anyway.
+    """
     graphs = []
     for graph in model.graphs():
         nodes = [
@@ -126,7 +130,6 @@ def _state(model: ir.Model) -> object:
                 node.op_type,
                 tuple(None if value is None else value.name for value in node.inputs),
                 tuple(value.name for value in node.outputs),
-                tuple(sorted(node.attributes)),
             )
             for node in graph
         ]

@@ -6,6 +6,7 @@ compares many candidates with them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from graphopt.calibration.dataset import Batch, Dataset
-from graphopt.errors import VerificationError
+from graphopt.errors import InputError, VerificationError
 from graphopt.progress import Progress, Silent
-from graphopt.runtime import Array, Level, open_session, run
+from graphopt.runtime import Array, Level, first_line, open_session, run
 from graphopt.verification.metrics import OutputDistance, top1
 
 Metric = Callable[[Mapping[str, Array], Mapping[str, Array]], float]
@@ -65,6 +66,29 @@ class Reference:
     _kept: dict[int, list[Array]] = field(default_factory=dict)
     _kept_bytes: int = 0
 
+    def check(self) -> None:
+        """Run the original on every batch: what is wrong with it or the inputs is said at once.
+
+        Raises:
+            InputError: It does not run on the inputs, or the metric cannot be taken.
+            VerificationError: An output is no tensor, or not finite.
+        """
+        self.progress.stage("Running the original", len(self.dataset.batches))
+        for batch, arrays in self.outputs():
+            outputs = dict(zip(self.names, arrays, strict=True))
+            for name, array in outputs.items():
+                _check_reference(name, array)
+            if self.has_metric:
+                try:
+                    self._score(outputs, batch)
+                except VerificationError as error:
+                    raise InputError(str(error)) from error
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the outputs, in the model's order."""
+        return [output.name for output in self.session.get_outputs()]
+
     @property
     def has_metric(self) -> bool:
         """Whether results have a metric."""
@@ -78,7 +102,7 @@ class Reference:
             VerificationError: Outputs are missing, of another shape, or not finite.
         """
         session = open_session(model, level=level, threads=self.threads)
-        names = [output.name for output in self.session.get_outputs()]
+        names = self.names
         if [output.name for output in session.get_outputs()] != names:
             raise VerificationError("the outputs are not named as the original's")
         distances = {name: OutputDistance() for name in names}
@@ -137,25 +161,44 @@ class Reference:
     def _score(self, outputs: Mapping[str, Array], batch: Batch) -> float:
         if self.metric is not None:
             extra = {} if batch.labels is None else {"labels": batch.labels}
-            return float(self.metric(outputs, {**batch.feeds, **extra}))
+            try:
+                score = float(self.metric(outputs, {**batch.feeds, **extra}))
+            except Exception as error:
+                raise VerificationError(
+                    f"the metric raised {type(error).__name__}: {first_line(error)}"
+                ) from error
+            if not math.isfinite(score):
+                raise VerificationError(f"the metric is {score}, not a finite number")
+            return score
         for array in outputs.values():
             winners = top1(array)
             if winners is not None and batch.labels is not None:
                 return float(np.mean(winners == batch.labels))
-        raise VerificationError("the data carry labels, but no output is a classification")
+        raise VerificationError(
+            "the data carry labels, but no output is a classification: leave them out, or give "
+            "--metric file.py:function"
+        )
 
 
 def _check_comparable(name: str, reference: Any, other: Any) -> None:
-    if not isinstance(reference, np.ndarray) or not isinstance(other, np.ndarray):
+    _check_reference(name, reference)
+    if not isinstance(other, np.ndarray):
+        raise VerificationError(f"the result's output {name!r} is not a tensor")
+    if not _finite(other):
+        raise VerificationError(f"the result's output {name!r} is NaN or infinite")
+
+
+def _check_reference(name: str, array: Any) -> None:
+    if not isinstance(array, np.ndarray):
         raise VerificationError(
             f"output {name!r} is not a tensor and cannot be compared: use --no-verify"
         )
-    if reference.dtype.kind not in "fc":
-        return
-    if not np.all(np.isfinite(reference)):
+    if not _finite(array):
         raise VerificationError(
             f"the original's output {name!r} is NaN or infinite on these inputs: "
             "give real ones with --data"
         )
-    if not np.all(np.isfinite(other)):
-        raise VerificationError(f"the result's output {name!r} is NaN or infinite")
+
+
+def _finite(array: Array) -> bool:
+    return array.dtype.kind not in "fc" or bool(np.all(np.isfinite(array)))

@@ -91,7 +91,7 @@ def is_float(array: Array) -> bool:
 
 def top1(scores: Array) -> Array | None:
     """Index of the largest class per sample [N] of scores [N, classes] or [N, classes, 1, 1]."""
-    if not is_float(scores) or scores.ndim < 2 or scores.shape[1] < 2:
+    if not is_float(scores) or scores.size == 0 or scores.ndim < 2 or scores.shape[1] < 2:
         return None
     if any(size != 1 for size in scores.shape[2:]):
         return None

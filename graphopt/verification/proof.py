@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from graphopt.errors import VerificationError
+from graphopt.errors import InputError, VerificationError
 from graphopt.runtime import Level
 from graphopt.verification.compare import Comparison, Reference
 
@@ -22,6 +22,10 @@ _TOLERANCES = {ir.DataType.BFLOAT16: 4e-2, ir.DataType.FLOAT16: 5e-3}
 
 _MISMATCHES = 1e-3
 """Share of integer, boolean or string elements that may differ (ties that rounding tips over)."""
+
+
+_MOST_NOISE = 0.05
+"""Relative distance of the original from itself past which its outputs prove nothing."""
 
 
 def exact_tolerance(model: ir.Model) -> float:
@@ -72,6 +76,7 @@ def prove(reference: Reference, candidate: str | Path | bytes, limits: Limits) -
 
     An output beyond the limit still passes when it is within twice the distance of the original
     from itself between the two levels: that much is rounding on these inputs, whoever computes it.
+    An original that is far off from itself (it draws random numbers, say) cannot be proven with.
     """
     checks: list[Check] = []
     noisy: dict[str, float] = {}
@@ -80,18 +85,19 @@ def prove(reference: Reference, candidate: str | Path | bytes, limits: Limits) -
     for level in LEVELS:
         try:
             last = reference.compare(candidate, level)
-        except VerificationError as error:
+        except (InputError, VerificationError) as error:
             return Proof(tuple(checks), False, str(error))
         for name in last.distances:
             wrong = _violation(last, name, limits)
-            if wrong and (noise := reference.own_noise()[name]) > 0:
+            if wrong and 0 < (noise := reference.own_noise()[name]) <= _MOST_NOISE:
                 allowed = max(limits.error or 0.0, 2 * noise)
                 if not _violation(last, name, Limits(allowed)):
                     wrong, noisy[name] = "", noise
             checks.append(Check(name, level, last, not wrong))
             reason = reason or wrong
-        if not reason and limits.drop is not None and (last.drop or 0.0) > limits.drop:
-            reason = f"the metric falls by {last.drop:.4f}, more than {limits.drop:g}"
+        drop = last.drop or 0.0
+        if not reason and limits.drop is not None and not drop <= limits.drop:
+            reason = f"the metric falls by {drop:.4f}, more than {limits.drop:g}"
     assert last is not None
     return Proof(tuple(checks), not reason, reason, last.metric_before, last.metric_after, noisy)
 

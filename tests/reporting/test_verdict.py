@@ -33,7 +33,7 @@ def test_an_interval_that_includes_one_is_not_faster(samples):
 
 
 def test_slower_is_called_slower(samples):
-    assert speed_phrase(samples.latency(1, 1.25, 1.2, 1.3)) == "1.25x SLOWER (95% 1.20-1.30)"
+    assert speed_phrase(samples.latency(1, 1.25, 1.2, 1.3)) == "1.25x slower (95% 1.20-1.30)"
 
 
 def test_one_slow_batch_of_two_is_not_hidden(samples):

@@ -72,7 +72,10 @@ class InputBottleneck(Scheme):
             )
 
         return Decomposition(
-            offered=tuple((rank,) for rank in multiples(layer.inputs - 1, block)),
+            offered=tuple(
+                (rank,)
+                for rank in multiples(min(layer.inputs, layer.outputs * layer.taps + 1) - 1, block)
+            ),
             rows=rows,
             missed=lambda ranks: float(sum(fit.missed[ranks[0]] for fit in fits)),
             factors=factors,

@@ -8,10 +8,10 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from graphopt.graph.edit import FIRST_IR_WITHOUT_LISTING
 from graphopt.rewrites.base import OptionValue, WholeModelPass
 
 FreezeMode = Literal["auto", "freeze", "keep"]
-FIRST_IR_WITHOUT_LISTING = 4
 
 
 @dataclass(frozen=True)

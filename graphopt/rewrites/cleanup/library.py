@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from graphopt.graph.edit import FIRST_IR_WITHOUT_LISTING
 from graphopt.graph.scope import STANDARD_DOMAINS
 from graphopt.rewrites.base import OptionValue, WholeModelPass
 
@@ -17,6 +19,11 @@ logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 logging.getLogger("onnxscript").setLevel(logging.ERROR)
 
 _NEVER_FOLDED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+_DRAWN_QUIETLY = {"Bernoulli", "Dropout"}
+_RANDOM = {
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
+    *_DRAWN_QUIETLY,
+}  # fmt: skip
 _SMALL_ELEMENTS = 8192
 _INITIALIZER_OVERHEAD = 16
 
@@ -29,7 +36,7 @@ class LiftConstants(WholeModelPass):
 
     def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
         """Lift every Constant node that is not itself an output."""
-        if model.ir_version >= 4:  # before, an initializer had to be listed as an input as well
+        if model.ir_version >= FIRST_IR_WITHOUT_LISTING:
             common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(
                 model
             )
@@ -52,6 +59,8 @@ class FoldConstants(WholeModelPass):
         """Fold over the main graph, bodies and functions."""
         from onnxscript.optimizer import fold_constants
 
+        if model.ir_version < FIRST_IR_WITHOUT_LISTING or _has_old_sequences(model):
+            return {}
         fold_constants(
             model,
             onnx_shape_inference=True,
@@ -67,9 +76,15 @@ class FoldConstants(WholeModelPass):
         return {"grow": True} if self.grow else {}
 
 
+def _has_old_sequences(model: ir.Model) -> bool:
+    """Sequence operators below opset 13: the library replaces them by newer operators' forms."""
+    opset = max((model.graph.opset_imports.get(d, 0) for d in STANDARD_DOMAINS), default=0)
+    return opset < 13 and any("Sequence" in node.op_type for node in model.graph.all_nodes())
+
+
 def _should_fold(grow: bool, node: ir.Node) -> bool | None:
     """True or False as the size guard has it; None leaves it to the library's own limits."""
-    if node.domain not in STANDARD_DOMAINS or node.op_type in _NEVER_FOLDED:
+    if node.domain not in STANDARD_DOMAINS or node.op_type in _NEVER_FOLDED or _is_random(node):
         return False
     inputs = [value for value in node.inputs if value is not None]
     if grow:
@@ -95,23 +110,13 @@ def _output_bytes(node: ir.Node) -> int | None:
     for value in node.outputs:
         if value.shape is None or value.dtype is None or not value.shape.is_static():
             return None
+        if value.dtype == ir.DataType.STRING:
+            return None
         count = 1
         for size in value.shape.numpy():
             count *= size
         total += int(count * value.dtype.itemsize)
     return total
-
-
-@dataclass(frozen=True)
-class RemoveIdentities(WholeModelPass):
-    """Identity  ==>  its input, where no name of an input or output is lost."""
-
-    name = "remove-identities"
-
-    def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
-        """Eliminate Identity nodes."""
-        common_passes.IdentityEliminationPass()(model)
-        return {}
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,32 @@ class RemoveDead(WholeModelPass):
     def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
         """Remove what is unused; the interface stays."""
         common_passes.RemoveUnusedNodesPass()(model)
+        while _forget_removed_bodies(model):
+            common_passes.RemoveUnusedNodesPass()(model)
         common_passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         return {}
+
+
+def _forget_removed_bodies(model: ir.Model) -> bool:
+    """Cut the uses that bodies of removed nodes still have of outer values; whether there were any.
+
+    The library removes an If as a whole and leaves what its branches captured looking used.
+    """
+    alive = set(model.graph.all_nodes())
+    stale = [
+        use
+        for graph in model.graphs()
+        for value in (
+            *graph.inputs,
+            *graph.initializers.values(),
+            *(output for node in graph for output in node.outputs),
+        )
+        for use in value.uses()
+        if use.node not in alive
+    ]
+    for node, index in stale:
+        node.replace_input_with(index, None)
+    return bool(stale)
 
 
 @dataclass(frozen=True)
@@ -139,7 +168,41 @@ class MergeDuplicates(WholeModelPass):
 
     def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
         """Deduplicate initializers, then common subexpressions."""
+        _make_contiguous(model)  # which the library's hashing takes for granted
         common_passes.DeduplicateInitializersPass(size_limit=1024)(model)
         common_passes.DeduplicateHashedInitializersPass()(model)
-        common_passes.CommonSubexpressionEliminationPass()(model)
+        if not _has_hidden_randomness(model):
+            common_passes.CommonSubexpressionEliminationPass()(model)
         return {}
+
+
+def _make_contiguous(model: ir.Model) -> None:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.Tensor) and isinstance(tensor.raw, np.ndarray):
+                array = tensor.raw
+                if not array.flags.c_contiguous:
+                    value.const_value = ir.Tensor(
+                        np.ascontiguousarray(array), dtype=tensor.dtype, name=tensor.name
+                    )
+
+
+def _has_hidden_randomness(model: ir.Model) -> bool:
+    """Whether equal nodes may draw different numbers without the library knowing.
+
+    It knows the random operators by name, but not Bernoulli, a Dropout in training mode, nor a
+    function that calls one of them.
+    """
+    inside = (node for function in model.functions.values() for node in function.all_nodes())
+    return any(_is_random(node) for node in inside) or any(
+        _is_random(node) for node in model.graph.all_nodes() if node.op_type in _DRAWN_QUIETLY
+    )
+
+
+def _is_random(node: ir.Node) -> bool:
+    if node.domain not in STANDARD_DOMAINS:
+        return False
+    if node.op_type == "Dropout":
+        return len(node.inputs) > 2 and node.inputs[2] is not None
+    return node.op_type in _RANDOM

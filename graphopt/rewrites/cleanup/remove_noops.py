@@ -25,7 +25,7 @@ Check = Callable[[ir.Node, Scope], bool]
 
 @dataclass(frozen=True)
 class RemoveNoops(ExactRewrite):
-    """Cast, Reshape, Transpose, Pad, Slice, Concat, Dropout, ... without effect  ==>  their input.
+    """Identity, Cast, Reshape, Transpose, Pad, Slice, Concat, Dropout, ... without effect  ==>  their input.
 
     Only where that holds for every input: shapes count as equal when each dimension is the same
     number or the same symbol. Dropout only in inference mode. Declines where the names of a graph
@@ -143,7 +143,12 @@ def _neutral(element: float, node: ir.Node, scope: Scope) -> bool:
     return bool(other.reshape(-1)[0] == element)
 
 
+def _always(node: ir.Node, scope: Scope) -> bool:
+    return True
+
+
 _CHECKS: dict[str, Check] = {
+    "Identity": _always,
     "Cast": _cast,
     "Reshape": _same_shape,
     "Flatten": _same_shape,

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.graph.constants import constant
+from graphopt.graph.constants import constant, reshaped
 from graphopt.graph.edit import Edit
 from graphopt.graph.scope import (
     Scope,
@@ -26,6 +26,9 @@ _CARRIED = (
     "Celu", "Softplus", "Softsign", "Mish", "Gelu", "Swish", "Identity",
 )  # fmt: skip
 """Elementwise activations: the same on [N, O] and on [N, O, 1, 1]."""
+
+_CONVOLVED = ("float32", "float16", "bfloat16")
+"""Element types that Conv takes and onnxruntime runs it in (MatMul takes integers and doubles too)."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ class FcToConv(ExactRewrite):
         linear = LinearView.of(node)
         if isinstance(linear, str):
             return linear
+        if linear.weight.dtype.name not in _CONVOLVED:
+            return f"onnxruntime has no convolution of type {linear.weight.dtype}"
         head = _head(node, linear, scope)
         if head is None and self.everywhere and node.inputs[0] is not None:
             head = Head(node.inputs[0], (), (1, 1))
@@ -208,8 +213,9 @@ def _flattens(node: ir.Node, scope: Scope) -> bool:
 
 
 def _keeps_batch(source: ir.Value | None, output: ir.Value, scope: Scope) -> bool:
-    batch = scope.fixed_dim(source, 0)
-    return batch is not None and scope.fixed_dim(output, 0) == batch
+    """Whether both have the same first dimension, as a number or as a symbol."""
+    batch = scope.dim(source, 0)
+    return batch is not None and scope.dim(output, 0) == batch
 
 
 def _body(first: ir.Node, scope: Scope) -> tuple[tuple[ir.Node, ...], ir.Node | None]:
@@ -243,12 +249,17 @@ def _unflattens(node: ir.Node, scope: Scope) -> bool:
         return axes is not None and sorted(a % 4 for a in axes) == [2, 3]
     if not is_op(node, "Reshape") or scope.rank(node.outputs[0]) != 4:
         return False
-    target = constant(node.inputs[1])
-    if target is None or target.size != 4:
+    source, output, target = node.inputs[0], node.outputs[0], constant(node.inputs[1])
+    if target is None:  # view(b, c, 1, 1) with the batch read from another value
+        wanted = [scope.fixed_dim(source, 1), 1, 1]
+        return _keeps_batch(source, output, scope) and wanted == [
+            scope.fixed_dim(output, axis) for axis in (1, 2, 3)
+        ]
+    if target.size != 4 or attribute_int(node, "allowzero", 0):
         return False
     n, channels, height, width = (int(size) for size in target.ravel())
-    width_in = scope.fixed_dim(node.inputs[0], 1)
-    batch = scope.fixed_dim(node.inputs[0], 0)
+    width_in = scope.fixed_dim(source, 1)
+    batch = scope.fixed_dim(source, 0)
     keeps = n in (0, -1) or n == batch
     return (
         keeps
@@ -270,10 +281,10 @@ def _convert(scope: Scope, chain: Chain) -> None:
         assert not isinstance(linear, str)
         height, width = kernel
         shape = (linear.weight.shape[1], linear.weight.shape[0] // (height * width), height, width)
-        weight = np.ascontiguousarray(linear.weight.T).reshape(shape)
+        weight = reshaped(linear.weight.T, shape)
         operands = [value, change.constant(weight, f"{hint}_weight")]
         if linear.bias is not None:
-            operands.append(change.constant(np.array(linear.bias), f"{hint}_bias"))
+            operands.append(change.constant(linear.bias, f"{hint}_bias"))
         value = change.node(
             "Conv", operands, {"kernel_shape": list(kernel)}, hint=hint, name=node.name
         )

@@ -54,7 +54,7 @@ class Affine:
         if node.op_type == "Sub":
             return cls(one, -vector) if position == 0 else cls(-one, vector)
         if position == 1:
-            return "the convolution's output is the divisor"
+            return "the operator's output is the divisor"
         if np.any(vector == 0):
             return "it divides by zero"
         return cls(1.0 / vector, zero)
@@ -70,7 +70,7 @@ def channel_vector(array: Array, channels: int, axis: int, rank: int) -> Array |
     shape = (1,) * (rank - array.ndim) + array.shape
     for index, size in enumerate(shape):
         if size != 1 and index != axis % rank:
-            return "the constant varies along a spatial or batch axis"
+            return "the constant varies along another axis than the channels"
     if shape[axis] not in (1, channels):
         return "the constant widens the channel axis"
     return array.astype(np.float64).reshape(-1)
@@ -101,6 +101,9 @@ class FuseConvAffine(ExactRewrite):
             others = [value for value in after.inputs if value is not node.outputs[0]]
             if len(others) != 1 or constant(others[0]) is None:
                 continue  # a residual addition or the like: nothing to fold
+            if scope.opset < 7:  # broadcasting went by an `axis` attribute
+                yield self.decline(f"opset {scope.opset} is older than 7", node, after)
+                continue
             target = LinearTarget.of(node, scope)
             if isinstance(target, str):
                 yield self.decline(target, node, after)

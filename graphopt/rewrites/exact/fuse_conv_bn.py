@@ -37,8 +37,11 @@ class FuseConvBatchNorm(ExactRewrite):
                 made_by = "an input" if before is None else f"a {before.op_type}"
                 yield self.decline(f"it normalizes {made_by}, not a convolution", node)
                 continue
+            if before.graph is not scope.graph:
+                yield self.decline("the convolution stands outside this body", before, node)
+                continue
             if follower(scope, before) is not node:
-                yield self.decline("the convolution's output is used elsewhere too", before, node)
+                yield self.decline("the output in between is needed elsewhere too", before, node)
                 continue
             norm = BatchNormView.of(node, scope)
             if isinstance(norm, str):

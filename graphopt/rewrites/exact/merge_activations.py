@@ -17,7 +17,7 @@ from graphopt.rewrites.base import ExactRewrite, Finding, Proposal
 
 @dataclass(frozen=True)
 class Interval:
-    """clip(x, low, high): Relu is [0, inf)."""
+    """clip(x, low, high): Relu is [0, inf). Bounds of an integer Clip are integers (exact)."""
 
     low: float
     high: float
@@ -58,6 +58,9 @@ class MergeActivations(ExactRewrite):
 
 
 def _merge(scope: Scope, node: ir.Node, after: ir.Node) -> Callable[[], None] | str:
+    source = node.inputs[0]
+    if source is None or source.dtype is None:
+        return "the element type is unknown"
     first, second = _interval(node, scope), _interval(after, scope)
     if isinstance(first, str):
         return first
@@ -69,7 +72,7 @@ def _merge(scope: Scope, node: ir.Node, after: ir.Node) -> Callable[[], None] | 
     slope = attribute_float(node, "alpha", 0.01) if first is None else None
     outer = attribute_float(after, "alpha", 0.01) if second is None else None
     if (slope is not None and slope < 0) or (outer is not None and outer < 0):
-        return "a negative slope"
+        return "a slope is negative"
     if slope is not None and outer is not None:
         product = slope * outer
         return _replace(
@@ -108,20 +111,22 @@ def _interval(node: ir.Node, scope: Scope) -> Interval | str | None:
         low = attribute_float(node, "min", -math.inf)
         high = attribute_float(node, "max", math.inf)
     else:
-        bounds = []
+        bounds: list[float] = []
         for index, default in ((1, -math.inf), (2, math.inf)):
             value = node.inputs[index] if index < len(node.inputs) else None
             array = constant(value) if value is not None else np.asarray(default)
             if array is None or array.size != 1:
-                return "a bound is not constant"
-            bounds.append(float(array.reshape(-1)[0]))
+                return "a bound is not one constant number"
+            bounds.append(array.reshape(-1)[0].item())
         low, high = bounds
-    return Interval(low, high) if low <= high else "an empty interval"
+    return Interval(low, high) if low <= high else "the interval is empty"
 
 
 def _emit(scope: Scope, change: Edit, node: ir.Node, interval: Interval) -> ir.Value:
     source, hint = node.inputs[0], node.outputs[0].name or node.op_type
-    if interval == Interval(0.0, math.inf):
+    dtype = source.dtype if source is not None else None
+    assert dtype is not None
+    if interval == Interval(0.0, math.inf) and dtype.is_floating_point():
         return change.node("Relu", [source], hint=hint, name=node.name)
     if scope.opset < 11:
         limits = {
@@ -130,7 +135,6 @@ def _emit(scope: Scope, change: Edit, node: ir.Node, interval: Interval) -> ir.V
             if math.isfinite(bound)
         }
         return change.node("Clip", [source], limits, hint=hint, name=node.name)
-    dtype = (source.dtype if source is not None else None) or ir.DataType.FLOAT
     operands: list[ir.Value | None] = [source]
     for what, bound in (("min", interval.low), ("max", interval.high)):
         finite = math.isfinite(bound)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.factorize.affine import compact, fold_bias, is_uniform, scale_axis
+from graphopt.factorize.affine import compact, fits, fold_bias, is_uniform, scale_axis
 from graphopt.graph.edit import Edit
 from graphopt.graph.scope import Scope, is_op
 from graphopt.graph.views import ConvView, LinearView
@@ -74,7 +74,8 @@ class LinearTarget:
             )
             for i in range(self.group)
         ]
-        return np.concatenate(parts)
+        joined = np.concatenate(parts)
+        return compact(joined) if is_uniform(self.weight) else joined
 
 
 def fold_into(
@@ -90,13 +91,15 @@ def fold_into(
     full_shift = np.broadcast_to(shift, (target.channels,))
     adds = bool(np.any(full_shift)) or target.bias is not None
     if adds and is_op(target.node, "MatMul") and target.rank != 2:
-        return "a MatMul of rank above 2 has no place for a bias"
+        return "a MatMul that is not of rank 2 has no place for a bias"
+    weight, bias = _folded(target, full_scale, full_shift)
+    if not (fits(weight) and fits(bias)):
+        return f"the folded weights are too large for {target.weight.dtype}"
 
     def edit() -> None:
         change = Edit(scope, rewrite)
         node = target.node
         hint = node.outputs[0].name or node.op_type
-        weight, bias = _folded(target, full_scale, full_shift)
         scaled = not np.all(full_scale == 1.0) or is_op(node, "Gemm")
         operands = [
             node.inputs[0],

@@ -1,0 +1,195 @@
+"""From a budget to a plan, with a guard whose answers are known."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from graphopt.errors import BudgetError, InputError
+from graphopt.planning import plan as module
+from graphopt.planning.budget import Budget
+from graphopt.planning.guard import Measured
+from graphopt.planning.plan import choose, exceeded
+from graphopt.progress import Silent
+
+TABLE = {
+    "a": [(20.0, 0.01), (30.0, 0.04)],
+    "b": [(15.0, 0.02), (18.0, 0.06)],
+    "c": [(10.0, 0.03)],
+}
+"""The hull steps, most worthwhile first: a1, b1, c, a2, b2 (81.. no two alike)."""
+
+TOTAL = 100.0
+
+
+class FakeGuard:
+    """Errors add up in squares, time is saved in sums; `models` are what plans were built into."""
+
+    def __init__(self, drop=lambda error: None, exact=0.0):
+        self.drop, self.exact = drop, exact
+        self.asked = []
+
+    def _sums(self, model):
+        error = math.sqrt(sum(candidate.error**2 for _, candidate in model))
+        return error, sum(candidate.saved for _, candidate in model)
+
+    def fitting_error(self, model):
+        raise AssertionError("the plan is about held-out inputs")
+
+    def held_out(self, model):
+        self.asked.append(("held_out", tuple(c.saved for _, c in model)))
+        error, _ = self._sums(model)
+        return Measured(error, self.drop(error))
+
+    def speedup(self, model):
+        self.asked.append(("speedup", tuple(c.saved for _, c in model)))
+        _, saved = self._sums(model)
+        return TOTAL / (TOTAL - self.exact - saved)
+
+
+@pytest.fixture
+def chosen(monkeypatch, make_options):
+    """chosen(budget, guard) -> (saved per layer, what ended the search)."""
+    monkeypatch.setattr(module, "with_candidates", lambda scope, picks: picks)
+
+    def run(budget, guard=None, table=TABLE):
+        found = choose(
+            SimpleNamespace(), make_options(table), budget, guard or FakeGuard(), Silent()
+        )
+        return {c.layer: c.saved_us for c in found.plan}, found.bound_by
+
+    return run
+
+
+FIRST_TWO = {"a": 20.0, "b": 15.0}
+FIRST_THREE = {"a": 20.0, "b": 15.0, "c": 10.0}
+ALL = {"a": 30.0, "b": 18.0, "c": 10.0}
+
+
+def test_max_error(chosen):
+    assert chosen(Budget(max_error=0.023)) == (FIRST_TWO, "max_error")
+    assert chosen(Budget(max_error=0.005)) == ({}, "max_error")
+    assert chosen(Budget(max_error=0.9)) == (ALL, None)
+
+
+def test_max_drop(chosen):
+    guard = FakeGuard(drop=lambda error: error / 10)
+    assert chosen(Budget(max_drop=0.0023), guard) == (FIRST_TWO, "max_drop")
+    assert chosen(Budget(max_drop=0.9), guard) == (ALL, None)
+
+
+def test_a_limit_that_is_met_exactly_is_kept(chosen):
+    assert chosen(Budget(max_error=0.01), table={"a": [(1.0, 0.01)]}) == ({"a": 1.0}, None)
+    guard = FakeGuard(drop=lambda error: 0.25)
+    assert chosen(Budget(max_drop=0.25), guard, {"a": [(1.0, 0.01)]}) == ({"a": 1.0}, None)
+
+
+@pytest.mark.parametrize(
+    ("max_error", "max_drop", "expected"),
+    [
+        (0.023, 0.5, (FIRST_TWO, "max_error")),
+        (0.5, 0.0023, (FIRST_TWO, "max_drop")),
+        (0.023, 0.0038, (FIRST_TWO, "max_error")),
+        (0.038, 0.0023, (FIRST_TWO, "max_drop")),
+        (0.5, 0.5, (ALL, None)),
+    ],
+)
+def test_of_two_limits_the_one_that_binds_is_named(chosen, max_error, max_drop, expected):
+    guard = FakeGuard(drop=lambda error: error / 10)
+    assert chosen(Budget(max_error=max_error, max_drop=max_drop), guard) == expected
+
+
+def test_a_speed_up_is_reached_with_the_least_error(chosen):
+    assert chosen(Budget(speedup=TOTAL / (TOTAL - 34))) == (FIRST_TWO, "speedup")
+    assert chosen(Budget(speedup=TOTAL / (TOTAL - 36))) == (FIRST_THREE, "speedup")
+    assert chosen(Budget(speedup=TOTAL / (TOTAL - 58))) == (ALL, "speedup")
+
+
+def test_a_speed_up_that_exact_rewrites_reach_costs_nothing(chosen):
+    assert chosen(Budget(speedup=1.2), FakeGuard(exact=30.0)) == ({}, "speedup")
+    assert chosen(Budget(speedup=1.2, max_error=0.5), FakeGuard(exact=30.0)) == ({}, "speedup")
+
+
+def test_a_speed_up_out_of_reach(chosen):
+    guard = FakeGuard()
+    with pytest.raises(BudgetError, match=r"3x cannot be reached: 2\.38x is the most") as raised:
+        chosen(Budget(speedup=3.0), guard)
+    assert raised.value.exit_code == 4
+    assert guard.asked == [("speedup", (30.0, 18.0, 10.0))], "one measurement is enough to tell"
+
+
+def test_a_speed_up_out_of_reach_with_nothing_on_offer(chosen):
+    with pytest.raises(BudgetError, match=r"1\.00x is the most"):
+        chosen(Budget(speedup=2.0), table={})
+
+
+@pytest.mark.parametrize("limit", [{"max_error": 0.038}, {"max_drop": 0.0038}])
+def test_a_speed_up_with_a_limit_stops_at_whichever_binds(chosen, limit):
+    def run(speedup):
+        guard = FakeGuard(drop=lambda error: error / 10)
+        return chosen(Budget(speedup=speedup, **limit), guard)
+
+    assert run(TOTAL / (TOTAL - 34)) == (FIRST_TWO, "speedup")
+    assert run(5.0) == (FIRST_THREE, next(iter(limit)))
+
+
+def test_nothing_on_offer(chosen):
+    assert chosen(Budget(max_error=0.1), table={}) == ({}, None)
+
+
+@pytest.mark.parametrize("budget", [Budget(max_error=0.038), Budget(speedup=1.3)])
+def test_no_plan_is_measured_twice_and_the_answer_is_always_the_same(chosen, budget):
+    guards = FakeGuard(), FakeGuard()
+    assert chosen(budget, guards[0]) == chosen(budget, guards[1])
+    assert guards[0].asked == guards[1].asked
+    assert len(set(guards[0].asked)) == len(guards[0].asked)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_cannot_be_measured_does_not_fit(chosen, bad):
+    assert chosen(Budget(max_drop=0.5), FakeGuard(drop=lambda error: bad)) == ({}, "max_drop")
+    assert exceeded(Budget(max_error=0.5), Measured(bad, None)) == "max_error"
+    assert exceeded(Budget(max_drop=0.5), Measured(0.0, bad)) == "max_drop"
+    assert exceeded(Budget(max_error=0.5), Measured(0.0, bad)) is None
+
+
+def test_progress_is_told(monkeypatch, make_options):
+    monkeypatch.setattr(module, "with_candidates", lambda scope, picks: picks)
+    told = []
+    watcher = SimpleNamespace(
+        stage=lambda name, steps=None: told.append(name), step=lambda what="": told.append(what)
+    )
+    budget = Budget(max_error=0.5, speedup=2.0)
+    choose(SimpleNamespace(), make_options(TABLE), budget, FakeGuard(), watcher)
+    assert told[0] == "Searching the budget"
+    assert "3 layers, error 0.0781" in told
+    assert "3 layers, 2.38x" in told
+
+
+@pytest.mark.parametrize(
+    ("limits", "given"),
+    [({}, False), ({"max_error": 0.0}, True), ({"max_drop": 0.0}, True), ({"speedup": 2.0}, True)],
+)
+def test_whether_a_budget_is_given(limits, given):
+    budget = Budget(**limits)
+    budget.check()
+    assert budget.given is given
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_error": 5.0}, "--max-error 5 is not between 0 and 1"),
+        ({"max_error": -0.1}, "--max-error"),
+        ({"max_error": math.nan}, "--max-error"),
+        ({"max_drop": 1.0}, "--max-drop 1 is not between 0 and 1"),
+        ({"max_drop": math.nan}, "--max-drop"),
+        ({"speedup": 1.0}, "--speedup 1 is not above 1"),
+        ({"speedup": math.nan}, "--speedup"),
+    ],
+)
+def test_limits_that_make_no_sense(limits, message):
+    with pytest.raises(InputError, match=message):
+        Budget(**limits).check()
