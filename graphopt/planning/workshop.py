@@ -114,6 +114,7 @@ class Workshop:
         """All worthwhile candidates of a layer, and the schemes that do not apply or do not pay."""
         offered: list[Candidate] = []
         declined: list[Decline] = []
+        unsuitable: list[Decline] = []
         site = (layer.node.name or layer.name,)
         metric = self.moments[layer.name]
         energy = sum(
@@ -124,14 +125,15 @@ class Workshop:
         for scheme in schemes:
             reason = scheme.applies(layer)
             if reason is not None:
-                declined.append(Decline(scheme.name, site, reason))
+                unsuitable.append(Decline(scheme.name, site, reason))
                 continue
             found = self._candidates(layer, scheme, energy)
             if not found:
                 text = f"{layer.inputs} -> {layer.outputs} channels: no rank saves multiplications"
                 declined.append(Decline(scheme.name, site, text))
             offered += found
-        return offered, declined
+        # That a 3x3 kernel is no 5x5 one goes without saying, unless nothing else is on offer.
+        return offered, declined if offered else [*unsuitable, *declined]
 
     def _candidates(self, layer: Layer, scheme: Scheme, energy: float) -> list[Candidate]:
         made = self.decomposition(layer, scheme)

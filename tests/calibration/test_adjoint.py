@@ -136,7 +136,7 @@ CASES = {
         "a = ReduceSum<keepdims=0>(h, x) b = Sigmoid(a) y = Add(h, b)",
         (1, 2, 3),
         13,
-        {"x": ints(0, 2)},
+        {"x": ints(0, 1)},
     ),
     "div": ("a = Exp(h) y = Div(h, a)", P, 13, {}),
     "div_by_constant": ("y = Div(h, c)", P, 7, {"c": positive(4, 1, 1)}),
@@ -315,3 +315,163 @@ def test_rule_agrees_with_finite_differences(case, batch):
         numeric = (loss(x + h * d) - loss(x - h * d)) / (2 * h)
         analytic = float(np.vdot(gradient.astype(np.float64), d.astype(np.float64)))
         assert close(analytic, numeric, norm), (analytic, numeric)
+
+
+REFUSED = {
+    "resize": ("y = Resize(h, , s)", P, {"s": np.float32([1, 1, 2, 2])}, "no rule"),
+    "lrn": ("y = LRN<size=3>(h)", P, {}, "no rule"),
+    "pad_edge": ('y = Pad<mode="edge">(h, p)', P, {"p": ints(0, 0, 1, 1, 0, 0, 1, 1)}, "mode"),
+    "slice_backwards": (
+        "y = Slice(h, s, e, a, t)",
+        P,
+        {"s": ints(5), "e": ints(0), "a": ints(3), "t": ints(-1)},
+        "negative",
+    ),
+    "slice_of_the_batch": ("y = Slice(h, s, e)", P, {"s": ints(0), "e": ints(1)}, "open"),
+    "rounded": ("a = Cast<to=7>(h) y = Cast<to=1>(a)", P, {}, "floats"),
+    "clip_bound": ("m = ReduceMax<keepdims=0>(h) y = Clip(h, m)", P, {}, "no rule"),
+    "prelu_slope": ("a = Sigmoid(h) y = PRelu(h, a)", P, {}, "no rule for its input 1"),
+    "conv_weight": ("y = Conv(c, h)", P, {"c": w(1, 4, 6, 7)}, "no rule for its input 1"),
+    "maxpool_columns": (pool("MaxPool", "2,2", "2,2", "storage_order=1"), P, {}, "column"),
+    "only_shape": ("s = Shape(h) y = Cast<to=1>(s)", P, {}, "no float output depends on h"),
+    "only_integers": ("y = ArgMax(h)", P, {}, "no float output depends on h"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_has_no_rule_is_refused_with_a_reason(case):
+    body, shape, constants, reason = REFUSED[case]
+    model = model_of(body, shape, 13, constants)
+    if case == "only_integers":
+        model.graph.outputs[0].dtype = ir.DataType.INT64
+    found = adjoint(scope_of(model), ["h"])
+    assert isinstance(found, str)
+    assert reason in found
+
+
+def test_what_lies_before_the_wanted_values_needs_no_rule():
+    model = model_of("a = LRN<size=3>(h) b = Relu(a) y = Sigmoid(b)", P, 13, {})
+    found = adjoint(scope_of(model), ["a", "b"])
+    assert isinstance(found, Adjoint)
+    assert set(found.gradients) == {"a", "b"}
+    assert [value.name for value in found.model.graph.inputs] == ["image", "y_seed"]
+    assert {value.name for value in found.model.graph.outputs} == set(found.gradients.values())
+
+
+def test_unknown_value_is_refused():
+    found = adjoint(scope_of(model_of("y = Relu(h)", P, 13, {})), ["nowhere"])
+    assert found == "nowhere is no value of the main graph"
+
+
+def test_operands_of_an_add_share_their_gradient_and_an_output_gets_its_seed():
+    model = model_of("a = Sigmoid(h) b = Tanh(h) y = Add(a, b)", P, 13, {})
+    found = adjoint(scope_of(model), ["a", "b", "y"])
+    assert isinstance(found, Adjoint)
+    assert found.gradients["a"] == found.gradients["b"]
+    x, seed = w(3, *P[1:]), w(3, *P[1:])
+    feeds = {"image": x, found.seeds["y"]: seed}
+    for gradient in run(opened(found.model), feeds):
+        np.testing.assert_array_equal(gradient, seed)
+
+
+def test_every_output_has_a_seed_and_their_gradients_add_up():
+    model = model_of("a = Sigmoid(h) b = Tanh(h) y = Add(a, b)", P, 13, {})
+    inner = next(v for node in model.graph for v in node.outputs if v.name == "b")
+    inner.type = ir.TensorType(ir.DataType.FLOAT)
+    model.graph.outputs.append(inner)
+    found = adjoint(scope_of(model), ["b"])
+    assert isinstance(found, Adjoint)
+    seeds = {name: w(*P) for name in ("y", "b")}
+    feeds = {"image": w(*P), **{found.seeds[name]: seed for name, seed in seeds.items()}}
+    (gradient,) = run(opened(found.model), feeds)
+    np.testing.assert_allclose(gradient, seeds["y"] + seeds["b"], rtol=1e-6)
+
+
+def test_max_pool_gives_a_tie_to_one_place():
+    model = model_of(pool("MaxPool", "2,2", "2,2"), (1, 1, 4, 4), 13, {})
+    found = adjoint(scope_of(model), ["h"])
+    assert isinstance(found, Adjoint)
+    feeds = {"image": np.zeros((2, 1, 4, 4), np.float32), found.seeds["y"]: w(2, 1, 2, 2)}
+    (gradient,) = run(opened(found.model), feeds)
+    assert np.count_nonzero(gradient) == 8
+    np.testing.assert_allclose(gradient.sum(), feeds[found.seeds["y"]].sum(), rtol=1e-5)
+
+
+# --- whole networks ------------------------------------------------------------------------------
+
+ZOO = os.environ.get("GRAPHOPT_ZOO")
+NETWORKS = {
+    "vgg8_cifar10": 3,
+    "resnet20_cifar10": 3,
+    "cnn5x5_cifar10": 3,
+    "squeezenet1_1": 1,
+    "super_resolution10": 1,
+    "mnist_cntk": 1,
+    "lenet": 3,
+}
+
+
+def probed(model, names):
+    """A clone with an input added to each named value."""
+    clone = model.clone()
+    values = {v.name: v for node in clone.graph for v in node.outputs}
+    for name in names:
+        value = values[name]
+        probe = ir.Value(name=f"{name}_probe", type=ir.TensorType(ir.DataType.FLOAT))
+        clone.graph.inputs.append(probe)
+        moved = ir.node("Add", [value, probe])
+        moved.outputs[0].name = f"{name}_moved"
+        uses = [use for use in value.uses() if use.node is not moved]
+        for use in uses:
+            use.node.replace_input_with(use.idx, moved.outputs[0])
+        clone.graph.insert_after(value.producer(), moved)
+    return clone
+
+
+@pytest.mark.skipif(ZOO is None, reason="GRAPHOPT_ZOO is not set")
+@pytest.mark.parametrize("network", NETWORKS)
+def test_network_agrees_with_finite_differences(network):
+    model = ir.load(Path(ZOO) / "models" / f"{network}.onnx")
+    scope = scope_of(model)
+    names = [node.outputs[0].name for node in model.graph if is_op(node, "Conv")]
+    found = adjoint(scope, names)
+    assert isinstance(found, Adjoint), found
+    shapes = bind_inputs(model.graph, {})
+    if is_batch_dynamic(model.graph):
+        shapes = with_batch(model.graph, shapes, NETWORKS[network])
+    rng = np.random.default_rng(5)
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    watched = model.clone()
+    watched.graph.outputs.extend(
+        v for node in watched.graph for v in node.outputs if v.name in names
+    )
+    outputs = [value.name for value in model.graph.outputs]
+    values = dict(zip(outputs + names, run(opened(watched), feeds, outputs + names), strict=True))
+    seeds = {o: rng.standard_normal(values[o].shape).astype(np.float32) for o in outputs}
+    given = {found.seeds[o]: seed for o, seed in seeds.items()}
+    kept = [found.gradients[name] for name in names]
+    gradients = dict(zip(names, run(opened(found.model), feeds | given, kept), strict=True))
+    forward = opened(probed(model, names))
+    still = {f"{name}_probe": np.zeros_like(values[name]) for name in names}
+
+    def slope(name, direction, h):
+        ends = []
+        for sign in (1, -1):
+            moved = still | {f"{name}_probe": (sign * h * direction).astype(np.float32)}
+            results = run(forward, feeds | moved, outputs)
+            ends.append(sum(np.vdot(seeds[o].astype(float), y.astype(float))
+                            for o, y in zip(outputs, results, strict=True)))
+        return (ends[0] - ends[1]) / (2 * h)
+
+    for name in names:
+        g, norm = gradients[name], np.linalg.norm(values[name])
+        assert g.shape == values[name].shape
+        random = rng.standard_normal(g.shape)
+        for direction, slack in ((g, 0), (g * (random > 0), 0), (random, 0.02)):
+            d = direction / np.linalg.norm(direction)
+            wanted = float(np.vdot(g.astype(float), d))
+            # Kinks (units that switch) ask for a small step, float32 for a large one.
+            numeric = [slope(name, d, norm * h) for h in (1e-3, 3e-4, 3e-3, 1e-4)]
+            errors = [abs(n - wanted) for n in numeric]
+            best = min(errors)
+            print(network, name, slack, wanted, float(np.linalg.norm(g)), [e / abs(wanted) for e in errors])
