@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from graphopt.calibration.collect import Collector, Probe, Sampled
 from graphopt.calibration.patches import Geometry
+from graphopt.calibration.sensitivity import sensitivities
 from graphopt.calibration.synthetic import draw
 from graphopt.cost.channel_block import channel_block
 from graphopt.cost.counts import macs
 from graphopt.errors import BudgetError
+from graphopt.factorize.weighting import Weighting
 from graphopt.graph.scope import Scope
 from graphopt.planning.budget import Budget, Limit
 from graphopt.planning.choices import Choice, price, with_candidates
@@ -24,6 +26,7 @@ from graphopt.progress import Progress
 from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.base import Decline
 from graphopt.rewrites.ledger import Permit
+from graphopt.runtime import Array
 from graphopt.verification.compare import Reference
 from graphopt.verification.guard import ReferenceGuard
 
@@ -35,6 +38,7 @@ FITTING_SAMPLES = 512
 """Samples that moments are gathered from (more gain next to nothing)."""
 
 _SENSITIVITY_SAMPLES = 64
+_GRADIENT_SAMPLES = 256
 
 _ESTIMATED = (0.01, 0.05)
 """Errors for which the report estimates what could be saved, when no budget was given."""
@@ -141,7 +145,37 @@ def _workshop(job: Job, scope: Scope, layers: Sequence[Layer]) -> tuple[Workshop
         name: [accumulator.moments().shrunk() for accumulator in sampled.accumulators]
         for name, sampled in seen.items()
     }
-    return Workshop(moments, block), Refitter(scope, collector, probes, seen)
+    weightings = _weightings(job, scope, layers)
+    return Workshop(moments, block, weightings), Refitter(scope, collector, probes, seen)
+
+
+def _weightings(
+    job: Job, scope: Scope, layers: Sequence[Layer]
+) -> dict[str, tuple[Weighting, ...]]:
+    """The metric of the outputs for every layer's response; none where there is no adjoint."""
+    few = job.inputs.split.fitting.first(_GRADIENT_SAMPLES)
+    job.progress.stage("Gathering sensitivities", len(few.batches))
+    found = sensitivities(
+        scope,
+        [layer.name for layer in layers],
+        few,
+        seed=job.options.seed,
+        threads=job.options.threads,
+        progress=job.progress,
+    )
+    if isinstance(found, str):
+        return {}
+    return {
+        layer.name: tuple(
+            Weighting.of(part) for part in _diagonal_blocks(found[layer.name], layer.group)
+        )
+        for layer in layers
+    }
+
+
+def _diagonal_blocks(metric: Array, count: int) -> list[Array]:
+    size = len(metric) // count
+    return [metric[i : i + size, i : i + size] for i in range(0, len(metric), size)]
 
 
 def _probe(layer: Layer) -> Probe:

@@ -14,7 +14,8 @@ from graphopt.runtime import Array
 class Accumulator:
     """Sums over patches x [n, D] and wanted responses y [n, O], kept in float64.
 
-    Memory is D * D + O * D numbers, whatever the number of samples.
+    Memory is D * D + O * D numbers, whatever the number of samples. Everything is summed around the
+    first batch's means (`shift_*`): a channel that is large but hardly varies keeps its moments.
     """
 
     inputs: int
@@ -26,6 +27,8 @@ class Accumulator:
     squares: Array = field(init=False)
     sum_inputs: Array = field(init=False)
     sum_outputs: Array = field(init=False)
+    shift_inputs: Array = field(init=False)
+    shift_outputs: Array = field(init=False)
 
     def __post_init__(self) -> None:
         self.gram = np.zeros((self.inputs, self.inputs))
@@ -36,8 +39,14 @@ class Accumulator:
 
     def add(self, x: Array, y: Array, samples: int) -> None:
         """Take a batch into account; `samples` is the number of independent inputs in it."""
-        x = np.ascontiguousarray(x, np.float32)
-        y = np.ascontiguousarray(y, np.float32)
+        self.samples += samples
+        if len(x) == 0:
+            return
+        if self.count == 0:
+            self.shift_inputs = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+            self.shift_outputs = y.mean(axis=0, dtype=np.float64).astype(np.float32)
+        x = np.ascontiguousarray(x - self.shift_inputs, np.float32)
+        y = np.ascontiguousarray(y - self.shift_outputs, np.float32)
         # Products of one batch in float32 (twice as fast), sums over batches in float64.
         self.gram += x.T @ x
         self.cross += y.T @ x
@@ -45,7 +54,6 @@ class Accumulator:
         self.sum_inputs += x.sum(axis=0, dtype=np.float64)
         self.sum_outputs += y.sum(axis=0, dtype=np.float64)
         self.count += len(x)
-        self.samples += samples
 
     def moments(self) -> Moments:
         """The centred moments of everything seen.
@@ -60,7 +68,7 @@ class Accumulator:
             gram=self.gram / self.count - np.outer(mean_x, mean_x),
             cross=self.cross / self.count - np.outer(mean_y, mean_x),
             energy=np.maximum(self.squares / self.count - mean_y**2, 0.0),
-            mean_input=mean_x,
-            mean_output=mean_y,
+            mean_input=mean_x + self.shift_inputs,
+            mean_output=mean_y + self.shift_outputs,
             samples=self.samples,
         )

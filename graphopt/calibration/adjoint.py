@@ -83,7 +83,7 @@ def _differentiate(tape: Tape, clone: ir.Model, wanted: Sequence[str]) -> Adjoin
         if value in live and value.name and value.name not in seeds:
             seed = tape.input(f"{value.name}_seed", value)
             seeds[value.name] = seed.name or ""
-            tape.add(value, seed)
+            tape.add(value, tape.op("Identity", seed))  # an input cannot be an output
     for node in reversed(nodes):
         received = tuple(tape.gradient(value) for value in node.outputs)
         active = frozenset(i for i, v in enumerate(node.inputs) if v is not None and v in live)
@@ -143,8 +143,6 @@ def _expose(tape: Tape, graph: ir.Graph, value: ir.Value) -> str:
     gradient = tape.gradient(value)
     if gradient is None:
         raise NoRuleError(f"no float output depends on {value.name}")
-    if gradient.is_graph_input():
-        gradient = tape.op("Identity", gradient)
     if gradient not in graph.outputs:
         graph.outputs.append(tape.declare(gradient, value))
     return gradient.name or ""

@@ -59,8 +59,12 @@ class LeadingFit:
         second = scipy.linalg.solve_triangular(
             block, self.response[:, :count].T, lower=True, trans="T", check_finite=False
         ).T
-        shape = (self.response.shape[0], rank, self.trailing)
-        return LeadingFactors(self.basis[:rank], second.reshape(shape))
+        first = self.basis[:rank]
+        # Rows of unit length: in a metric near singular (dead channels) they are too long for float16.
+        norms = np.linalg.norm(first, axis=-1)
+        spread = norms.reshape(rank, -1)  # [R, 1] for mixing, [T, J] for separate
+        second = second.reshape(self.response.shape[0], rank, self.trailing) * spread
+        return LeadingFactors(first / norms[..., None], second)
 
 
 def mixing(weight: Array, gram: Array) -> LeadingFit:

@@ -80,16 +80,17 @@ def price(
 ) -> tuple[list[Options], list[Decline]]:
     """Measure what is offered: latency of every candidate, output sensitivity of every layer.
 
-    A candidate that is not measurably faster than its layer is dropped. The output error of a
-    candidate is its response error times the layer's sensitivity, measured end to end for one
-    candidate per layer. Without a stopwatch, MACs stand in for time.
+    A candidate that is not measurably faster than its layer is dropped, or whose response error is
+    no number. The output error is measured end to end for a few candidates per layer, the others'
+    is interpolated. Without a stopwatch, MACs stand in for time.
     """
     progress.stage("Pricing layers", len(offered))
     priced: list[Options] = []
     refused: list[Decline] = []
     for layer, candidates in offered.items():
         node = next(n for n in scope.graph if n.outputs[0].name == layer)
-        timed = [(c, *_saved(scope, node, c, stopwatch)) for c in candidates]
+        finite = [c for c in candidates if math.isfinite(c.error)]
+        timed = [(c, *_saved(scope, node, c, stopwatch)) for c in finite]
         faster = [item for item in timed if item[1] > 0]
         for name in sorted({c.rewrite for c in candidates} - {c.rewrite for c, _, _ in faster}):
             reason = "no candidate is measurably faster than the layer"

@@ -13,11 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from graphopt.calibration.collect import Collector, Probe, Sampled
+from graphopt.factorize.moments import Moments
 from graphopt.graph.scope import Scope
 from graphopt.planning.choices import with_candidates
 from graphopt.planning.search import Plan
-from graphopt.planning.workshop import Realised
+from graphopt.planning.workshop import Candidate, Realised
 from graphopt.progress import Silent
 
 Fit = Callable[[Plan], Sequence[Realised]]
@@ -53,10 +56,17 @@ class Refitter:
                 model, [self.probes[c.layer] for c in wave], self.originals, Silent()
             )
             done += [
-                choice.candidate.refitted([a.moments() for a in seen[choice.layer]])
+                _refitted(choice.candidate, [a.moments() for a in seen[choice.layer]])
                 for choice in wave
             ]
         return done
+
+
+def _refitted(candidate: Candidate, seen: Sequence[Moments]) -> Realised:
+    """The asymmetric fit, or the symmetric one where what the layer sees is not finite."""
+    if all(np.isfinite(m.gram).all() and np.isfinite(m.cross).all() for m in seen):
+        return candidate.refitted(seen)
+    return candidate.realised
 
 
 def symmetric(plan: Plan) -> Sequence[Realised]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import BudgetError
@@ -64,7 +66,7 @@ class _Search:
             shares.append(found.error / max(budget.max_error, 1e-9))
         if budget.max_drop is not None:
             shares.append((found.drop or 0.0) / max(budget.max_drop, 1e-9))
-        return max(shares)
+        return max(shares) if np.isfinite(shares).all() else math.inf
 
     def speedup(self, plan: Plan) -> float:
         """Measured speed-up of a plan."""
@@ -124,7 +126,9 @@ def choose(
         found = Found(found.steps, _binding(budget, final.measured))
     if budget.speedup is not None:
         reached = reaching(found.steps, quick.fast)
-        found = found if reached is None else Found(reached, "speedup")
+        # Fewer steps are nearly always closer to the original, but only a measurement is a proof.
+        if reached is not None and (not reached or final.fits(plan_of(reached))):
+            found = Found(reached, "speedup")
     return chosen(found)
 
 

@@ -73,7 +73,7 @@ def crossing(
     if not steps:
         return 0
     counts = np.unique(np.linspace(0, len(steps), points + 1).round().astype(int))
-    values = [min(measure(plan_of(steps[:count])), _LARGE) for count in counts[1:]]
+    values = [min(_LARGE, measure(plan_of(steps[:count]))) for count in counts[1:]]
     smooth = isotonic_regression([0.0, *values]).x
     inside = np.flatnonzero(smooth <= limit)
     last = int(inside[-1]) if len(inside) else 0

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.factorize.moments import Moments, target
+from graphopt.factorize.weighting import Weighting
 from graphopt.graph.scope import Scope
 from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.approximate.scheme import Array, Decomposition, Ranks, Scheme
-from graphopt.rewrites.approximate.structure import Factored, cost, put
+from graphopt.rewrites.approximate.structure import Factored, cost, put, through
 from graphopt.rewrites.base import Decline, OptionValue, Proposal
 
 WORTHWHILE_MACS_RATIO = 0.97
@@ -76,7 +77,7 @@ class Candidate:
         weights = _matrices(self.layer)
         targets = [target(w, m) for w, m in zip(weights, seen, strict=True)]
         metric = [moments.shrunk() for moments in seen]
-        factored = self.scheme.decompose(self.layer, targets, metric, self.workshop.block).factors(
+        factored = self.workshop.taken_apart(self.layer, self.scheme, targets, metric).factors(
             self.ranks
         )
         return Realised(self, factored, _bias(self.layer, factored, seen))
@@ -87,10 +88,12 @@ class Workshop:
     """The moments of all layers, and decompositions made from them (kept up to a cap).
 
     moments: per layer name, one per group; shrunk. block: the channel block ranks are multiples of.
+    weightings: per layer name and group, the metric of the outputs; empty where it is unknown.
     """
 
     moments: Mapping[str, Sequence[Moments]]
     block: int
+    weightings: Mapping[str, Sequence[Weighting]] = field(default_factory=dict)
     _kept: OrderedDict[tuple[str, str], tuple[int, Decomposition]] = field(
         default_factory=OrderedDict
     )
@@ -101,12 +104,37 @@ class Workshop:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key][1]
-        made = scheme.decompose(layer, _matrices(layer), self.moments[layer.name], self.block)
+        made = self.taken_apart(layer, scheme, _matrices(layer), self.moments[layer.name])
         size = 8 * layer.group * (layer.inputs * layer.taps) ** 2
         self._kept[key] = (size, made)
         while len(self._kept) > 1 and sum(s for s, _ in self._kept.values()) > _KEPT_BYTES:
             self._kept.popitem(last=False)
         return made
+
+    def taken_apart(
+        self,
+        layer: Layer,
+        scheme: Scheme,
+        targets: Sequence[Array],
+        metric: Sequence[Moments],
+    ) -> Decomposition:
+        """A scheme's decomposition of target weights, in the outputs' metric where it is known."""
+        weighting = self.weightings.get(layer.name)
+        if weighting is None:
+            return scheme.decompose(layer, targets, metric, self.block)
+        scaled = [w.root @ t for w, t in zip(weighting, targets, strict=True)]
+        made = scheme.decompose(layer, scaled, metric, self.block)
+        back = [w.inverse for w in weighting]
+        return replace(made, factors=lambda ranks: through(made.factors(ranks), back))
+
+    def _energy(self, layer: Layer) -> float:
+        """Squared response of the layer, in the metrics of its inputs and of the outputs."""
+        matrices = _matrices(layer)
+        weighting = self.weightings.get(layer.name)
+        if weighting is not None:
+            matrices = [w.root @ m for w, m in zip(weighting, matrices, strict=True)]
+        metric = self.moments[layer.name]
+        return sum(float(np.sum((w @ m.gram) * w)) for w, m in zip(matrices, metric, strict=True))
 
     def menu(
         self, layer: Layer, schemes: Sequence[Scheme]
@@ -116,10 +144,7 @@ class Workshop:
         declined: list[Decline] = []
         unsuitable: list[Decline] = []
         site = (layer.node.name or layer.name,)
-        metric = self.moments[layer.name]
-        energy = sum(
-            float(np.sum((w @ m.gram) * w)) for w, m in zip(_matrices(layer), metric, strict=True)
-        )
+        energy = self._energy(layer)
         if energy <= 0:
             return [], [Decline(schemes[0].name, site, "the layer answers nothing but its bias")]
         for scheme in schemes:

@@ -13,17 +13,21 @@ def _cache(tmp_path, monkeypatch):
 
 
 def options_of(table):
-    """Menus from {layer: [(saved, error), ...]}; each candidate knows its own two figures."""
+    """Menus from {layer: [(saved, error), ...]}; what a candidate is made into knows both."""
     return [
         Options(
             layer,
             tuple(
-                Choice(layer, SimpleNamespace(saved=saved, error=error), saved, error, None)
+                Choice(layer, SimpleNamespace(realised=made(saved, error)), saved, error, None)
                 for saved, error in entries
             ),
         )
         for layer, entries in table.items()
     ]
+
+
+def made(saved, error):
+    return SimpleNamespace(saved=saved, error=error)
 
 
 @pytest.fixture(scope="session")

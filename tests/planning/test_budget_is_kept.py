@@ -106,7 +106,7 @@ def samples(path: Path, seed: int) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(30))
 def test_the_budget_is_kept_on_held_out_data(tmp_path, monkeypatch, seed):
     monkeypatch.setattr(approximation, "channel_block", lambda: 4)
     model, result = tmp_path / "net.onnx", tmp_path / "out.onnx"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import onnx_ir as ir
@@ -12,13 +14,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.cost.latency import Timing
+from graphopt.graph.io import session_source
 from graphopt.graph.scope import Scope
 from graphopt.graph.shapes import infer
-from graphopt.planning.choices import apply, context_of, menus, price, with_candidates
+from graphopt.planning.choices import context_of, place, price, with_candidates
+from graphopt.planning.menus import layers_of, menus
+from graphopt.planning.workshop import Workshop, identity_moments
 from graphopt.progress import Silent
 from graphopt.rewrites.approximate.input_bottleneck import InputBottleneck
-from graphopt.rewrites.approximate.kernel_pair import KernelPair
-from graphopt.rewrites.base import Candidate, Decline, Menu, Proposal
+from graphopt.rewrites.approximate.kernel_chain import KernelChain
+from graphopt.rewrites.base import Decline, Proposal
+from graphopt.runtime import open_session, run
 
 SHAPE = (1, 16, 10, 10)
 
@@ -55,18 +61,35 @@ def node_of(scope, name):
     return next(node for node in scope.graph if node.name == name)
 
 
-def fake(error, *, macs_ratio=0.5, rewrite="fake", label=""):
-    """A candidate that changes nothing but the name of its layer, so that a guard can tell it."""
+LAYERS = {"conv1": "c1", "conv2": "c2", "conv3": "y"}
 
-    def propose(scope, node):
+
+@dataclass(eq=False)
+class Fake:
+    """A candidate, and what it is made into: it changes nothing but the name of its layer."""
+
+    error: float
+    macs_ratio: float = 0.5
+    rewrite: str = "fake"
+    label: str = ""
+    layer: Any = None
+
+    @property
+    def candidate(self):
+        return self
+
+    @property
+    def realised(self):
+        return self
+
+    def propose(self, scope, node):
         def edit():
-            node.name = f"{rewrite}:{error}:{label}"
+            node.name = f"{self.rewrite}:{self.error}:{self.label}"
 
-        return Proposal(rewrite, (node,), edit)
+        return Proposal(self.rewrite, (node,), edit)
 
-    return Candidate(
-        rewrite, {}, macs_ratio=macs_ratio, parameters_ratio=1.0, error=error, propose=propose
-    )
+
+fake = Fake
 
 
 @dataclass
@@ -74,13 +97,15 @@ class FakeGuard:
     """The output error is `factor` times the weight error of the candidates in the model."""
 
     factor: float = 2.0
+    power: float = 1.0
     rounding: float = 0.0
     asked: list[list[str]] = field(default_factory=list)
 
     def fitting_error(self, model):
         found = [n.name for n in model.graph if ":" in (n.name or "")]
         self.asked.append(found)
-        return self.factor * sum(float(name.split(":")[1]) for name in found) + self.rounding
+        total = sum(float(name.split(":")[1]) ** self.power for name in found)
+        return self.factor * total + self.rounding
 
     def held_out(self, model):
         raise AssertionError("prices are about fitting inputs")
@@ -110,7 +135,10 @@ class FakeStopwatch:
 
 def priced(scope, offers, guard=None, stopwatch=None):
     """offers: (node name, candidates) pairs."""
-    offered = [Menu(node_of(scope, name), tuple(candidates)) for name, candidates in offers]
+    offered = {LAYERS[name]: list(candidates) for name, candidates in offers}
+    for layer, candidates in offered.items():
+        for candidate in candidates:
+            candidate.layer = SimpleNamespace(name=layer)
     found, declined = price(scope, offered, guard or FakeGuard(), stopwatch, Silent())
     return {
         o.layer: [(c.candidate.error, c.saved_us, c.error) for c in o.choices] for o in found
@@ -137,8 +165,14 @@ def test_slower_candidates_are_dropped(scope):
 
 def test_a_layer_without_a_faster_candidate_says_so(scope):
     offers = [
-        ("conv1", [fake(0.5, label="1.1,1.2"), fake(0.4, label="none")]),
-        ("conv1", [fake(0.5, rewrite="other", label="0.5,0.6")]),
+        (
+            "conv1",
+            [
+                fake(0.5, label="1.1,1.2"),
+                fake(0.4, label="none"),
+                fake(0.5, rewrite="other", label="0.5,0.6"),
+            ],
+        ),
         ("conv2", [fake(0.5, label="1.1,1.2")]),
     ]
     guard = FakeGuard()
@@ -155,7 +189,6 @@ def test_without_a_stopwatch_macs_stand_in_for_time(scope):
     (_, first, _), (_, second, _) = *found["c1"], *found["c2"]
     assert first / second == pytest.approx((25 * 0.75) / (9 * 0.5))
     assert declined == []
-    assert all(c.timing is None for c in price(scope, [], FakeGuard(), None, Silent())[0])
 
 
 def test_a_candidate_with_more_macs_is_dropped_without_a_stopwatch(scope):
@@ -164,43 +197,74 @@ def test_a_candidate_with_more_macs_is_dropped_without_a_stopwatch(scope):
     assert len(declined) == 1
 
 
-def test_errors_are_the_layers_sensitivity_times_the_weight_error(scope):
+def test_a_few_candidates_are_measured_the_best_and_the_worst_among_them(scope):
     guard = FakeGuard(factor=3.0)
-    found, _ = priced(scope, [("conv1", [fake(e) for e in (0.5, 0.4, 0.3, 0.01)])], guard)
-    assert [error for _, _, error in found["c1"]] == [
-        pytest.approx(3 * e) for e in (0.5, 0.4, 0.3, 0.01)
-    ]
-    assert guard.asked == [["fake:0.3:"]], "one measurement a layer, of the lower median"
+    errors = [0.5, 0.01, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.03]
+    found, _ = priced(scope, [("conv1", [fake(e) for e in errors])], guard)
+    assert [error for _, _, error in found["c1"]] == [pytest.approx(3 * e) for e in errors]
+    asked = [float(name.split(":")[1]) for (name,) in guard.asked]
+    assert len(asked) == 5
+    assert asked == sorted(asked)
+    assert (asked[0], asked[-1]) == (0.01, 0.5)
 
 
-def test_both_rewrites_of_a_layer_are_on_one_menu(scope):
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_between_measured_candidates_a_power_law_is_read_off_exactly(scope, power):
+    errors = list(np.geomspace(1e-3, 0.5, 17))
+    guard = FakeGuard(factor=0.7, power=power)
+    found, _ = priced(scope, [("conv1", [fake(e) for e in errors])], guard)
+    assert len(guard.asked) == 5
+    assert [error for _, _, error in found["c1"]] == [pytest.approx(0.7 * e**power) for e in errors]
+
+
+def test_output_errors_never_fall_where_response_errors_rise(scope):
+    """Measured: 4, 1, 2 for ever coarser fits. Noise must not make a coarse fit look good."""
+
+    class Bumpy(FakeGuard):
+        def fitting_error(self, model):
+            super().fitting_error(model)
+            return {0.1: 0.4, 0.2: 0.1, 0.3: 0.2, 0.4: 0.5}[float(self.asked[-1][0].split(":")[1])]
+
+    found, _ = priced(scope, [("conv1", [fake(e) for e in (0.3, 0.1, 0.4, 0.2)])], Bumpy())
+    by_error = {own: error for own, _, error in found["c1"]}
+    assert by_error == pytest.approx({0.1: 0.4, 0.2: 0.4, 0.3: 0.4, 0.4: 0.5})
+
+
+def test_all_schemes_of_a_layer_are_on_one_menu(scope):
     guard = FakeGuard()
-    offers = [("conv1", [fake(0.5)]), ("conv2", [fake(0.1)]), ("conv1", [fake(0.4, rewrite="b")])]
+    offers = [("conv1", [fake(0.5), fake(0.4, rewrite="b")]), ("conv2", [fake(0.1)])]
     found, _ = priced(scope, offers, guard)
     assert {layer: len(choices) for layer, choices in found.items()} == {"c1": 2, "c2": 1}
-    assert len(guard.asked) == 2
+    assert len(guard.asked) == 3
 
 
-def test_rounding_is_not_taken_for_sensitivity(scope):
-    # Two candidates are exact up to rounding; 1e-6 / 1e-8 would be a sensitivity of 100.
+def test_candidates_that_are_exact_up_to_rounding(scope):
     guard = FakeGuard(factor=2.0, rounding=1e-6)
-    found, _ = priced(scope, [("conv1", [fake(0.3), fake(2e-8), fake(1e-8)])], guard)
-    assert [error for _, _, error in found["c1"]] == pytest.approx([0.6, 4e-8, 2e-8], rel=1e-3)
-    guard = FakeGuard(rounding=1e-6)
-    found, _ = priced(scope, [("conv1", [fake(2e-8), fake(0.0)])], guard)
-    assert [error for _, _, error in found["c1"]] == [2e-8, 0.0]
-    assert guard.asked == []
+    found, _ = priced(scope, [("conv1", [fake(0.3), fake(2e-8), fake(0.0)])], guard)
+    errors = [error for _, _, error in found["c1"]]
+    assert errors == pytest.approx([0.6, 1e-6, 1e-6], rel=0.1)
+    assert errors == sorted(errors, reverse=True)
 
 
 def test_a_layer_that_does_not_reach_the_output_costs_nothing(scope):
-    found, _ = priced(scope, [("conv1", [fake(0.5)])], FakeGuard(factor=0.0))
-    assert [error for _, _, error in found["c1"]] == [0.0]
+    found, _ = priced(scope, [("conv1", [fake(0.5), fake(0.1)])], FakeGuard(factor=0.0))
+    assert [error for _, _, error in found["c1"]] == pytest.approx([0.0, 0.0], abs=1e-8)
 
 
-def test_a_layer_whose_candidate_does_not_run_is_declined(scope):
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_candidate_without_a_finite_response_error_is_dropped(scope, bad):
+    guard = FakeGuard()
+    found, declined = priced(scope, [("conv1", [fake(bad), fake(0.2), fake(0.1)])], guard)
+    assert found["c1"] == [(0.2, ANY, pytest.approx(0.4)), (0.1, ANY, pytest.approx(0.2))]
+    assert declined == []
+    assert len(guard.asked) == 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_layer_whose_candidate_does_not_run_is_declined(scope, bad):
     # Its errors would be infinite or, times zero, no number at all: nothing to sort by.
-    offers = [("conv1", [fake(0.5), fake(0.0)]), ("conv1", [fake(0.3, rewrite="b")])]
-    found, declined = priced(scope, offers, FakeGuard(factor=math.inf))
+    offers = [("conv1", [fake(0.5), fake(0.0), fake(0.3, rewrite="b")])]
+    found, declined = priced(scope, offers, FakeGuard(rounding=bad))
     assert found == {}
     assert [(d.rewrite, d.site) for d in declined] == [("fake", ("conv1",)), ("b", ("conv1",))]
     assert {d.reason for d in declined} == {
@@ -208,38 +272,79 @@ def test_a_layer_whose_candidate_does_not_run_is_declined(scope):
     }
 
 
+def offered(scope, *schemes):
+    """Layer name -> candidates fitted to the weights alone."""
+    layers, declined = layers_of(scope, schemes)
+    assert declined == []
+    workshop = Workshop({layer.name: identity_moments(layer) for layer in layers}, 4)
+    found, _ = menus(layers, schemes, workshop, Silent())
+    return found
+
+
 def test_the_menus_of_a_graph(scope):
-    found, declined = menus(scope, [InputBottleneck(), KernelPair()], 4)
-    assert [(m.node.name, m.candidates[0].rewrite) for m in found] == [
-        ("conv1", "input-bottleneck"),
-        ("conv1", "kernel-pair"),
-        ("conv2", "input-bottleneck"),
-    ]
-    reason = "a 1x1 convolution has no larger kernel to put behind it"
-    assert declined == [Decline("input-bottleneck", ("conv3",), reason)]
+    found = offered(scope, InputBottleneck(), KernelChain())
+    assert list(found) == ["c1", "c2"], "nothing here applies to a 1x1 convolution"
+    assert {c.rewrite for c in found["c1"]} == {"input-bottleneck", KernelChain().name}
+    assert {c.rewrite for c in found["c2"]} == {"input-bottleneck"}
 
 
 def test_candidates_are_put_into_a_clone(scope):
-    found, _ = menus(scope, [InputBottleneck()], 4)
-    picks = [(m.node.outputs[0].name, m.candidates[0]) for m in found]
+    found = offered(scope, InputBottleneck())
+    picks = [candidates[0].realised for candidates in found.values()]
     made = with_candidates(scope, picks)
     assert [n.op_type for n in made.graph] == ["Conv", "Conv", "Relu", "Conv", "Conv", "Conv"]
     assert [n.op_type for n in scope.graph] == ["Conv", "Relu", "Conv", "Conv"]
     assert with_candidates(scope, []).graph is not scope.graph
     values = [o.name for n in made.graph for o in n.outputs]
     assert len(set(values)) == len(values)
+    assert {"c1", "r1", "c2", "y"} <= set(values), "what later layers see keeps its name"
+
+
+def test_candidates_can_be_put_in_in_any_order(scope):
+    found = offered(scope, InputBottleneck())
+    picks = [candidates[-1].realised for candidates in found.values()]
+    x = {"x": np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)}
+    results = []
+    for order in (picks, picks[::-1]):
+        with session_source(with_candidates(scope, order)) as source:
+            results.append(run(open_session(source), x)[0])
+    assert np.array_equal(*results)
 
 
 def test_a_layer_is_found_by_its_output(scope):
-    found, _ = menus(scope, [InputBottleneck()], 4)
+    found = offered(scope, InputBottleneck())
     clone = scope.model.clone()
-    apply(Scope(clone, clone.graph, scope.infos), "c2", found[1].candidates[0])
+    place(Scope(clone, clone.graph, scope.infos), found["c2"][0].realised)
     assert [n.name for n in clone.graph if n.name in ("conv1", "conv2", "conv3")] == [
         "conv1",
         "conv2",
         "conv3",
     ]
     assert len(clone.graph) == 5
+
+
+def test_real_candidates_are_priced_by_what_they_do_to_the_outputs(scope):
+    """Without a stopwatch and with a guard that really measures."""
+    x = {"x": np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)}
+
+    def outputs(model):
+        with session_source(model) as source:
+            return run(open_session(source), x)[0]
+
+    class Guard(FakeGuard):
+        def fitting_error(self, model):
+            wanted = outputs(scope.model)
+            return float(np.linalg.norm(outputs(model) - wanted) / np.linalg.norm(wanted))
+
+    found = offered(scope, InputBottleneck())
+    options, declined = price(scope, found, Guard(), None, Silent())
+    assert declined == []
+    assert [option.layer for option in options] == ["c1", "c2"]
+    for option in options:
+        for choice in option.choices:
+            alone = Guard().fitting_error(with_candidates(scope, [choice.candidate.realised]))
+            assert choice.error == pytest.approx(alone, rel=1e-3)
+            assert choice.saved_us > 0
 
 
 def test_the_context_of_a_layer(scope):

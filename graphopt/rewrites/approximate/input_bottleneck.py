@@ -74,7 +74,7 @@ class InputBottleneck(Scheme):
         return Decomposition(
             offered=tuple(
                 (rank,)
-                for rank in multiples(min(layer.inputs, layer.outputs * layer.taps + 1) - 1, block)
+                for rank in multiples(min(layer.inputs - 1, layer.outputs * layer.taps), block)
             ),
             rows=rows,
             missed=lambda ranks: float(sum(fit.missed[ranks[0]] for fit in fits)),

@@ -87,8 +87,9 @@ class Spatial(Scheme):
             )
             return Factored(rows(ranks), ((firsts, seconds),), composite)
 
+        limit = min(layer.inputs * mine - 1, layer.outputs * other)
         return Decomposition(
-            offered=tuple((rank,) for rank in multiples(layer.inputs * mine - 1, block)),
+            offered=tuple((rank,) for rank in multiples(limit, block)),
             rows=rows,
             missed=lambda ranks: float(sum(fit.missed[ranks[0]] for fit in fits)),
             factors=factors,

@@ -51,6 +51,25 @@ class Factored:
     composite: tuple[Array, ...]
 
 
+def through(factored: Factored, matrices: Sequence[Array]) -> Factored:
+    """The same structure with its outputs mapped by a matrix [O, O] per group.
+
+    Every row ends in a stage with the layer's outputs, whose weight takes the matrix in.
+    """
+    weights = tuple(
+        (
+            *stages[:-1],
+            tuple(
+                np.tensordot(matrix, weight, axes=1)
+                for matrix, weight in zip(matrices, stages[-1], strict=True)
+            ),
+        )
+        for stages in factored.weights
+    )
+    composite = tuple(m @ c for m, c in zip(matrices, factored.composite, strict=True))
+    return Factored(factored.rows, weights, composite)
+
+
 def cost(layer: Layer, rows: Sequence[Row]) -> tuple[float, float]:
     """(MACs, parameters) of the rows over those of the layer."""
     macs = parameters = 0

@@ -83,7 +83,7 @@ class TwoSided(Scheme):
                 ),
             )
 
-        inner_ranks = multiples(layer.inputs - 1, block, most=8)
+        inner_ranks = multiples(min(layer.inputs - 1, layer.outputs * layer.taps), block, most=8)
         outer_ranks = multiples(layer.outputs - 1, block, most=8)
         return Decomposition(
             offered=tuple((i, o) for i in inner_ranks for o in outer_ranks),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,24 +12,30 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
+from graphopt.factorize.moments import Moments
 from graphopt.graph.scope import Scope
 from graphopt.graph.shapes import infer
 from graphopt.planning.choices import with_candidates
+from graphopt.planning.workshop import Candidate, Realised, Workshop, identity_moments
+from graphopt.rewrites.approximate.decoupled import Decoupled
+from graphopt.rewrites.approximate.input_bottleneck import InputBottleneck
+from graphopt.rewrites.approximate.kernel_chain import KernelChain
+from graphopt.rewrites.approximate.layer import Layer
+from graphopt.rewrites.approximate.output_bottleneck import OutputBottleneck
+from graphopt.rewrites.approximate.scheme import Scheme
+from graphopt.rewrites.approximate.spatial import Spatial
+from graphopt.rewrites.approximate.structure import cost
+from graphopt.rewrites.approximate.two_sided import TwoSided
 
 BLOCK = 4
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("GRAPHOPT_CACHE", str(tmp_path / "cache"))
-
-
 @dataclass(frozen=True)
-class Layer:
-    """One convolution x [N, C, *size] -> y as a model."""
+class Model:
+    """One layer x [N, C, *size] -> y as a model: Conv, or Gemm for a weight [O, C]."""
 
     weight: np.ndarray[Any, Any]
-    size: tuple[int, ...]
+    size: tuple[int, ...] = ()
     bias: bool = True
     group: int = 1
     strides: tuple[int, ...] | None = None
@@ -36,7 +43,7 @@ class Layer:
     pads: tuple[int, ...] | None = None
     auto_pad: str | None = None
     open_size: bool = False
-    batch: int = 2
+    batch: int = 1
     opset: int = 13
 
     @property
@@ -51,10 +58,14 @@ class Layer:
         if self.bias:
             values = np.random.default_rng(9).standard_normal(len(self.weight))
             constants.append(numpy_helper.from_array(values.astype(self.weight.dtype), "b"))
+        op_type = "Conv"
+        if self.weight.ndim == 2:
+            op_type, attributes = "Gemm", {"transB": 1}
         node = helper.make_node(
-            "Conv", ["x", *(t.name for t in constants)], ["y"], name="layer", **attributes
+            op_type, ["x", *(t.name for t in constants)], ["y"], name="layer", **attributes
         )
-        declared = (*self.x_shape[:2], "h", "w") if self.open_size else self.x_shape
+        open_dims = [f"d{axis}" for axis in range(len(self.size))]
+        declared = (*self.x_shape[:2], *open_dims) if self.open_size else self.x_shape
         graph = helper.make_graph(
             [node],
             "g",
@@ -68,6 +79,15 @@ class Layer:
     def feeds(self) -> dict[str, np.ndarray[Any, Any]]:
         x = np.random.default_rng(7).standard_normal(self.x_shape)
         return {"x": x.astype(self.weight.dtype)}
+
+    def scope(self) -> Scope:
+        return scope_of(self.proto(), **({"x": self.x_shape} if self.open_size else {}))
+
+    def layer(self) -> Layer:
+        scope = self.scope()
+        found = Layer.of(node_of(scope), scope)
+        assert isinstance(found, Layer), found
+        return found
 
 
 def scope_of(proto: onnx.ModelProto, **shapes: tuple[int, ...]) -> Scope:
@@ -83,11 +103,67 @@ def node_of(scope: Scope, name: str = "layer") -> ir.Node:
     return next(node for node in scope.graph if node.name == name)
 
 
-def rewritten(scope: Scope, candidate: Any, output: str = "y") -> onnx.ModelProto:
+def candidate(layer: Layer, scheme: Scheme, ranks: tuple[int, ...], moments: Any = None) -> Any:
+    """The candidate of a scheme at any ranks, offered or not, in the identity metric or another."""
+    workshop = Workshop({layer.name: moments or identity_moments(layer)}, BLOCK)
+    made = workshop.decomposition(layer, scheme)
+    macs_ratio, parameters_ratio = cost(layer, made.rows(ranks))
+    return Candidate(layer, scheme, ranks, macs_ratio, parameters_ratio, 0.0, workshop)
+
+
+def rewritten(scope: Scope, realised: Realised) -> onnx.ModelProto:
     """The written form of a clone with a candidate in place, accepted by the ONNX checker."""
-    model = ir.serde.serialize_model(with_candidates(scope, [(output, candidate)]))
+    model = ir.serde.serialize_model(with_candidates(scope, [realised]))
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+@cache
+def representable(
+    scheme: Scheme,
+    kernel: tuple[int, ...],
+    ranks: tuple[int, ...],
+    group: int = 1,
+    dtype: Any = np.float32,
+) -> Any:
+    """(weight, factors): a weight [12 g, 8, *kernel] that a scheme represents at these ranks."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((12 * group, 8, *kernel)) / np.sqrt(8 * np.prod(kernel))
+    layer = Model(weight, (9,) * len(kernel), group=group).layer()
+    made = scheme.decompose(layer, _matrices(layer), identity_moments(layer), BLOCK)
+    factored = made.factors(ranks)
+    return np.concatenate(factored.composite).reshape(weight.shape).astype(dtype), factored
+
+
+def exact(model: Model, scheme: Scheme, ranks: tuple[int, ...]) -> Realised:
+    """`representable` weights taken apart again; iterative schemes are told the factors."""
+    layer = model.layer()
+    again = candidate(layer, scheme, ranks)
+    if not scheme.iterative:
+        return again.realised
+    kernel, dtype = layer.kernel, model.weight.dtype.type
+    weight, factored = representable(scheme, kernel, ranks, model.group, dtype)
+    assert np.array_equal(weight, model.weight)
+    return Realised(again, factored, layer.bias)
+
+
+def _matrices(layer: Layer) -> list[Any]:
+    return [weight.reshape(layer.outputs, -1) for weight in layer.groups()]
+
+
+def moments_of(layer: Layer, seed: int = 0, samples: int = 0) -> list[Moments]:
+    """Moments of correlated inputs of different scales, and of the layer's own answers."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for weight in _matrices(layer):
+        size = weight.shape[1]
+        root = rng.standard_normal((size, size)) * np.geomspace(1, 0.05, size)
+        gram = root @ root.T / size
+        mean = rng.standard_normal(size)
+        cross = weight @ gram
+        energy = np.sum(cross * weight, axis=1)
+        found.append(Moments(gram, cross, energy, mean, weight @ mean + 3, samples))
+    return found
 
 
 def run(proto: onnx.ModelProto, feeds: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
@@ -105,7 +181,8 @@ def run(proto: onnx.ModelProto, feeds: dict[str, Any]) -> list[np.ndarray[Any, A
 def distance(exact: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
     assert exact.shape == other.shape
     exact, other = exact.astype(np.float64), other.astype(np.float64)
-    return float(np.linalg.norm(exact - other) / np.linalg.norm(exact))
+    norm = float(np.linalg.norm(exact)) or 1.0  # a border that sees only padding is all zeros
+    return float(np.linalg.norm(exact - other)) / norm
 
 
 def border(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -115,23 +192,50 @@ def border(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array[:, :, ~inner]
 
 
-def weights(proto: onnx.ModelProto) -> dict[str, np.ndarray[Any, Any]]:
-    """Convolution weights in the order of their nodes, by node name."""
+def weights(proto: onnx.ModelProto) -> list[np.ndarray[Any, Any]]:
+    """Weights of convolutions and matrix products in the order of their nodes."""
     arrays = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
-    return {n.name: arrays[n.input[1]] for n in proto.graph.node if n.op_type == "Conv"}
+    kinds = ("Conv", "Gemm", "MatMul")
+    return [arrays[n.input[1]] for n in proto.graph.node if n.op_type in kinds]
 
 
 def counted(proto: onnx.ModelProto) -> SimpleNamespace:
-    """MACs and weights of all convolutions, counted by hand from the file."""
+    """MACs and weights of all layers, counted by hand from the file."""
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     shapes = {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
         for v in (*inferred.graph.value_info, *inferred.graph.output)
     }
     found = weights(proto)
-    outputs = {n.name: n.output[0] for n in proto.graph.node}
-    macs = sum(int(np.prod(shapes[outputs[n]]) * np.prod(w.shape[1:])) for n, w in found.items())
-    return SimpleNamespace(macs=macs, parameters=sum(w.size for w in found.values()))
+    layers = [n for n in proto.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    macs = 0
+    for node, weight in zip(layers, found, strict=True):
+        shape = shapes[node.output[0]]
+        if node.op_type == "Conv":
+            macs += int(np.prod(shape) * np.prod(weight.shape[1:]))
+        else:
+            macs += shape[0] * weight.size
+    return SimpleNamespace(macs=macs, parameters=sum(w.size for w in found))
+
+
+CASES = {
+    "input-bottleneck": (InputBottleneck(), (3, 4), (4,)),
+    "output-bottleneck": (OutputBottleneck(), (4, 3), (4,)),
+    "pointwise": (OutputBottleneck(), (1, 1), (4,)),
+    "two-sided": (TwoSided(), (3, 3), (4, 8)),
+    "spatial": (Spatial(0), (3, 5), (8,)),
+    "spatial-transposed": (Spatial(1), (3, 5), (8,)),
+    "pair": (KernelChain(), (5, 5), (4,)),
+    "chain": (KernelChain(), (7, 7), (4,)),
+    "decoupled": (Decoupled(), (3, 3), (2,)),
+}
+"""(scheme, kernel, ranks): every scheme on a two-dimensional kernel."""
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Any:
+    """One of the CASES."""
+    return CASES[request.param]
 
 
 @pytest.fixture(scope="session")
@@ -139,13 +243,18 @@ def kit() -> SimpleNamespace:
     """The helpers of this folder (--import-mode=importlib has no sibling imports)."""
     return SimpleNamespace(
         BLOCK=BLOCK,
-        Layer=Layer,
-        scope_of=scope_of,
+        CASES=CASES,
+        Model=Model,
+        border=border,
+        candidate=candidate,
+        counted=counted,
+        distance=distance,
+        exact=exact,
+        moments_of=moments_of,
         node_of=node_of,
+        representable=representable,
         rewritten=rewritten,
         run=run,
-        distance=distance,
-        border=border,
+        scope_of=scope_of,
         weights=weights,
-        counted=counted,
     )
