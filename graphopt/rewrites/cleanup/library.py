@@ -59,7 +59,7 @@ class FoldConstants(WholeModelPass):
         """Fold over the main graph, bodies and functions."""
         from onnxscript.optimizer import fold_constants
 
-        if model.ir_version < FIRST_IR_WITHOUT_LISTING or _has_old_sequences(model):
+        if model.ir_version < FIRST_IR_WITHOUT_LISTING or _has_sequences(model):
             return {}
         fold_constants(
             model,
@@ -76,10 +76,9 @@ class FoldConstants(WholeModelPass):
         return {"grow": True} if self.grow else {}
 
 
-def _has_old_sequences(model: ir.Model) -> bool:
-    """Sequence operators below opset 13: the library replaces them by newer operators' forms."""
-    opset = max((model.graph.opset_imports.get(d, 0) for d in STANDARD_DOMAINS), default=0)
-    return opset < 13 and any("Sequence" in node.op_type for node in model.graph.all_nodes())
+def _has_sequences(model: ir.Model) -> bool:
+    """Sequence operators: the library rewrites them on the side, below opset 13 to newer forms."""
+    return any("Sequence" in node.op_type for node in model.graph.all_nodes())
 
 
 def _should_fold(grow: bool, node: ir.Node) -> bool | None:
