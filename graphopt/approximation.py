@@ -11,17 +11,17 @@ from graphopt.calibration.patches import Geometry
 from graphopt.calibration.sensitivity import sensitivities
 from graphopt.calibration.synthetic import draw
 from graphopt.cost.channel_block import channel_block
-from graphopt.cost.counts import macs
 from graphopt.errors import BudgetError
 from graphopt.factorize.weighting import Weighting
-from graphopt.graph.scope import Scope
+from graphopt.graph.scope import Scope, site_of
 from graphopt.planning.budget import Budget, Limit
 from graphopt.planning.choices import Choice, price, with_candidates
 from graphopt.planning.fitting import Refitter
 from graphopt.planning.guard import Guard
 from graphopt.planning.menus import layers_of, menus
 from graphopt.planning.plan import choose
-from graphopt.planning.workshop import Candidate, Realised, Workshop, identity_moments
+from graphopt.planning.screening import estimates, low_rank
+from graphopt.planning.workshop import Realised, Workshop, identity_moments
 from graphopt.progress import Progress
 from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.base import Decline
@@ -39,10 +39,6 @@ FITTING_SAMPLES = 512
 
 _SENSITIVITY_SAMPLES = 64
 _GRADIENT_SAMPLES = 256
-
-_ESTIMATED = (0.01, 0.05)
-"""Errors for which the report estimates what could be saved, when no budget was given."""
-
 
 Plan = tuple[tuple[Choice, Realised], ...]
 """Choices with their fitted weights."""
@@ -73,33 +69,38 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     if not schemes:
         _demand_speedup(options.budget, scope, guard)
         return Approximation()
-    layers, unfit = layers_of(scope, schemes)
-    workshop, refitter = _workshop(job, scope, layers)
-    offered, declined = menus(layers, schemes, workshop, job.progress)
-    declined = [*unfit, *declined]
-    offered = {
-        name: [c for c in candidates if (c.rewrite, name) not in permit.blocked]
-        for name, candidates in offered.items()
-    }
+    layers, declined = layers_of(scope, schemes)
     budget = options.budget
     available: tuple[tuple[float, float], ...] = ()
     if not budget.given:
-        available = _estimates(scope, offered)
-        tolerance = job.limits.error or 0.0
-        budget = Budget(max_error=tolerance)
-        offered = {n: [c for c in cs if c.error <= tolerance] for n, cs in offered.items()}
-    offered = {name: candidates for name, candidates in offered.items() if candidates}
+        budget = Budget(max_error=job.limits.error or 0.0)
+        available = estimates(scope, layers)
+        layers, full = _screened(layers, budget.max_error or 0.0)
+        declined += full
+    workshop, refitter = _workshop(job, scope, layers)
+    offered, refused = menus(layers, schemes, workshop, job.progress)
+    declined += refused
+    offered = {
+        name: allowed
+        for name, candidates in offered.items()
+        if (allowed := [c for c in candidates if (c.rewrite, name) not in permit.blocked])
+    }
+    if not options.budget.given:
+        most = budget.max_error or 0.0
+        offered = {
+            n: near for n, cs in offered.items() if (near := [c for c in cs if c.error <= most])
+        }
     if not offered:
         _demand_speedup(options.budget, scope, guard)
         return Approximation(declined=tuple(declined), available=available)
     priced, slower = price(scope, offered, guard, job.stopwatch, job.progress)
     refit = None if refitter is None or not options.budget.given else refitter.fit
     found = choose(scope, priced, budget, guard, job.progress, refit)
-    refused = (*declined, *slower)
+    all_declined = (*declined, *slower)
     if found.plan and job.stopwatch is not None:
         result = with_candidates(scope, found.realised)
         if guard.speedup(result) <= guard.speedup(scope.model):
-            return Approximation((), None, refused, available, slower=True)
+            return Approximation((), None, all_declined, available, slower=True)
     by_layer = {realised.candidate.layer.name: realised for realised in found.realised}
     job.progress.stage("Measuring each layer's share", len(found.plan))
     plan = tuple(
@@ -109,7 +110,19 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
         )
         for choice in found.plan
     )
-    return Approximation(plan, found.bound_by, refused, available)
+    return Approximation(plan, found.bound_by, all_declined, available)
+
+
+def _screened(layers: Sequence[Layer], tolerance: float) -> tuple[list[Layer], list[Decline]]:
+    """The layers that are exactly of low rank, and the others with what would allow more."""
+    kept = low_rank(layers, tolerance)
+    names = {layer.name for layer in kept}
+    reason = "its weight is not of low rank: only a budget (--max-error, --max-drop) allows more"
+    return kept, [
+        Decline("low-rank", site_of(layer.node), reason)
+        for layer in layers
+        if layer.name not in names
+    ]
 
 
 def _demand_speedup(budget: Budget, scope: Scope, guard: Guard) -> None:
@@ -133,7 +146,8 @@ def _workshop(job: Job, scope: Scope, layers: Sequence[Layer]) -> tuple[Workshop
     """Moments of the layers from the fitting data, or from the weights alone without real data."""
     fitting = job.inputs.split.fitting.first(FITTING_SAMPLES)
     block = channel_block()
-    if fitting.source != "data" or not fitting.batches or not job.options.budget.given:
+    fitted = fitting.source == "data" and fitting.batches and job.options.budget.given
+    if not layers or not fitted:
         return Workshop({layer.name: identity_moments(layer) for layer in layers}, block), None
     probes = {layer.name: _probe(layer) for layer in layers}
     collector = Collector(fitting, job.options.seed, job.options.threads)
@@ -197,20 +211,3 @@ def _guard(job: Job) -> ReferenceGuard:
         timing=timing.batches[0].feeds,
         threads=threads,
     )
-
-
-def _estimates(
-    scope: Scope, offered: Mapping[str, Sequence[Candidate]]
-) -> tuple[tuple[float, float], ...]:
-    """(error, MACs after / before) if every layer took its cheapest candidate of that weight error."""
-    costs = {node.outputs[0].name: macs(node, scope.infos) for node in scope.graph}
-    total = sum(costs.values())
-    found = []
-    for error in _ESTIMATED:
-        saved = 0.0
-        for layer, candidates in offered.items():
-            cheapest = min((c.macs_ratio for c in candidates if c.error <= error), default=1.0)
-            saved += costs[layer] * (1 - cheapest)
-        if saved and total:
-            found.append((error, 1 - saved / total))
-    return tuple(found)

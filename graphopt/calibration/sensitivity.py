@@ -71,4 +71,5 @@ def sensitivities(
 
 def _seed(value: Array, rng: np.random.Generator) -> Array:
     scale = float(np.sqrt(np.mean(np.square(value, dtype=np.float64)))) or 1.0
-    return (rng.standard_normal(value.shape) / scale).astype(value.dtype)
+    seed: Array = np.asarray(rng.standard_normal(value.shape) / scale, value.dtype)
+    return seed

@@ -32,9 +32,7 @@ def convolutions(draw):
         least = max(1, reach - begins[-1] - ends[-1])
         size.append(draw(st.integers(least, least + 6)))
     group = draw(st.integers(1, 3))
-    geometry = Geometry(
-        tuple(kernel), tuple(strides), tuple(dilations), (*begins, *ends), group
-    )
+    geometry = Geometry(tuple(kernel), tuple(strides), tuple(dilations), (*begins, *ends), group)
     channels, outputs = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     shape = (draw(st.integers(1, 3)), group * channels, *size)
     return geometry, channels, outputs, shape

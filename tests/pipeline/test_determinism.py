@@ -8,10 +8,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from onnx_text import build
 
-from graphopt import Budget, Options, __version__, optimize
+from graphopt import Budget, Options, __version__, optimize, pipeline
+from graphopt.cost.latency import Timing
+from graphopt.graph.scope import Scope
+from graphopt.verification.guard import ReferenceGuard
 
 
 def without_clock(report):
@@ -33,6 +38,72 @@ def test_a_budget_with_data(run, wide, data):
     assert any(entry.kind == "approximate" for entry in reports[0].rewrites)
     assert Path("0.onnx").read_bytes() == Path("1.onnx").read_bytes()
     assert without_clock(reports[0]) == without_clock(reports[1])
+
+
+@pytest.fixture
+def deep(folder):
+    """Three convolutions, two of them around a sum, whose weights are all worth factoring."""
+    rng = np.random.default_rng(0)
+    fade = 0.6 ** np.arange(32)
+
+    def fading(size):
+        basis = np.linalg.qr(rng.standard_normal((32, 32)))[0] * fade
+        core = rng.standard_normal((32, 32, size, size)) / size
+        return np.einsum("oruv,cr->ocuv", core, basis).astype(np.float32)
+
+    text = """
+    net (float[N,3,8,8] x) => (float[N,32,8,8] y)
+    <float[32,3,1,1] stem, float[32,32,3,3] w1, float[32,32,5,5] w2, float[32,32,3,3] w3>
+    {
+        a = Conv (x, stem)  ra = Relu (a)
+        b = Conv <pads = [1,1,1,1]> (ra, w1)  rb = Relu (b)
+        c = Conv <pads = [2,2,2,2]> (rb, w2)  s = Add (c, ra)  rs = Relu (s)
+        y = Conv <pads = [1,1,1,1]> (rs, w3)
+    }
+    """
+    weights = {"w1": fading(3), "w2": fading(5), "w3": fading(3)}
+    onnx.save(build(text, weights=weights), "deep.onnx")
+    return Path("deep.onnx")
+
+
+def test_a_budget_with_data_over_several_layers(run, deep, data):
+    """The whole fit in order, all schemes on offer."""
+    budget = Budget(max_error=0.1)
+    reports = [run(deep, data=data, budget=budget, output=Path(f"{i}.onnx")) for i in range(2)]
+    assert sum(entry.kind == "approximate" for entry in reports[0].rewrites) > 1
+    assert Path("0.onnx").read_bytes() == Path("1.onnx").read_bytes()
+    assert without_clock(reports[0]) == without_clock(reports[1])
+
+
+class Table:
+    """In place of a stopwatch: every fragment has the time that a table has for its operators."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def rewritten(self, scope, nodes, rewrite, **_):
+        clone = scope.model.clone()
+        assert rewrite(Scope(clone, clone.graph, scope.infos))
+        before, after = cost(scope.graph), cost(clone.graph)
+        whole = cost(nodes)
+        ratio = max((whole + after - before) / whole, 0.05)
+        return Timing(whole, whole * ratio, ratio, ratio, ratio, 9)
+
+
+def cost(nodes):
+    weights = [n.inputs[1] for n in nodes if n.op_type == "Conv"]
+    return float(sum(np.prod(w.const_value.shape) + 100 for w in weights))
+
+
+def test_a_given_table_of_latencies(run, deep, data, monkeypatch):
+    monkeypatch.setattr(pipeline, "Stopwatch", Table)
+    monkeypatch.setattr(pipeline, "LatencyTable", lambda: None)
+    monkeypatch.setattr(ReferenceGuard, "speedup", lambda self, model: 1 / cost(model.graph))
+    budget = Budget(max_error=0.1)
+    for i in range(2):
+        report = run(deep, data=data, budget=budget, bench=True, output=Path(f"{i}.onnx"))
+        assert any(entry.kind == "approximate" for entry in report.rewrites)
+    assert Path("0.onnx").read_bytes() == Path("1.onnx").read_bytes()
 
 
 def test_in_processes_that_hash_differently(wide, data, folder):

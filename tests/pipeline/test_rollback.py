@@ -14,10 +14,12 @@ import pytest
 from onnx import numpy_helper
 from onnx_text import build
 
-from graphopt import Budget, VerificationError
+from graphopt import Budget, VerificationError, approximation
 from graphopt.graph.scope import Scope
-from graphopt.rewrites import all_rewrites
+from graphopt.planning.guard import Measured
+from graphopt.rewrites import APPROXIMATE, all_rewrites
 from graphopt.rewrites.base import ExactRewrite, Proposal, WholeModelPass
+from graphopt.verification.guard import ReferenceGuard
 from graphopt.verification.proof import Proof
 
 
@@ -140,6 +142,48 @@ def test_within_a_budget_nobody_is_to_blame(run, also, two_layers, data):
     report = run(two_layers, data=data, budget=Budget(max_error=0.1))
     assert report.verification.rolled_back == ()
     assert "wrong" in {entry.name for entry in report.rewrites}
+
+
+@pytest.fixture
+def trusting(monkeypatch):
+    """A search whose measurements promise too much: every plan seems to keep the budget."""
+    monkeypatch.setattr(ReferenceGuard, "held_out", lambda self, model: Measured(0.0, 0.0))
+
+
+def test_an_approximate_culprit_is_dropped(run, wide, data, trusting):
+    budget = Budget(max_error=0.05)
+    report = run(wide, data=data, budget=budget)
+    assert report.verification.passed
+    assert all(check.relative_l2 <= 0.05 for check in report.verification.outputs)
+    dropped = report.verification.rolled_back
+    assert dropped
+    assert {entry.name for entry in dropped} <= {scheme.name for scheme in APPROXIMATE}
+    assert len({entry.name for entry in dropped}) == len(dropped), "none is tried again"
+    for entry in dropped:
+        assert "is to blame" in entry.reason
+    kept = {(entry.name, entry.site) for entry in report.rewrites if entry.kind == "approximate"}
+    assert not kept & {(entry.name, entry.site) for entry in dropped}
+
+
+def test_an_approximate_culprit_is_found_behind_exact_changes(run, two_layers, data, monkeypatch):
+    """Both layers are factored far too coarsely, one scheme is on offer, the fusion stays."""
+    monkeypatch.setattr(approximation, "channel_block", lambda: 1)
+    monkeypatch.setattr(ReferenceGuard, "held_out", lambda self, model: Measured(0.0, 0.0))
+    passes = ("fuse-conv-bn", "remove-noops", "input-bottleneck")
+    report = run(two_layers, data=data, passes=passes, budget=Budget(max_error=1e-3))
+    assert report.verification.passed
+    assert {entry.name for entry in report.verification.rolled_back} == {"input-bottleneck"}
+    assert len({entry.site for entry in report.verification.rolled_back}) == 2
+    names = {entry.name for entry in report.rewrites}
+    assert "fuse-conv-bn" in names
+    assert "input-bottleneck" not in names
+
+
+def test_stop_names_an_approximate_culprit(run, wide, data, trusting, folder):
+    before = sorted(folder.iterdir())
+    with pytest.raises(VerificationError, match=r"is to blame\. Nothing was written"):
+        run(wide, data=data, budget=Budget(max_error=0.05), on_fail="stop")
+    assert sorted(folder.iterdir()) == before
 
 
 def test_stop_writes_nothing_and_names_rewrite_and_site(run, also, two_layers, folder):

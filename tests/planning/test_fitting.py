@@ -147,9 +147,11 @@ def test_what_sees_the_original_input_keeps_its_own_fit():
     plan = bench.plan("y", "z")
     refitted = Refitter(bench.scope, collector, probes, seen).fit(plan)
     for own, whole in zip(symmetric(plan), refitted, strict=True):
-        np.testing.assert_allclose(
-            whole.factored.composite[0], own.factored.composite[0], rtol=1e-3, atol=1e-4
-        )
+        # Where the input hardly varies, weights are as good as free: compare the responses.
+        (moments,) = bench.workshop.moments[own.candidate.layer.name]
+        one, other = own.factored.composite[0], whole.factored.composite[0]
+        change, size = ((m @ moments.gram * m).sum() for m in (other - one, one))
+        assert change <= 1e-6 * size
         if own.bias is None:
             assert whole.bias is None or np.abs(whole.bias).max() < 1e-4
         else:

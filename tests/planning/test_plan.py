@@ -194,7 +194,7 @@ def test_fewer_steps_for_a_speed_up_are_measured_before_they_are_taken(chosen):
     class Cancelling(FakeGuard):
         def held_out(self, model):
             super().held_out(model)
-            return Measured(0.001 if len(model) == 3 else 0.9, None)
+            return Measured(0.9 if len(model) == 2 else 0.001, None)
 
     budget = Budget(max_error=0.1, speedup=TOTAL / (TOTAL - 34))
     for refit in (None, Refit()):

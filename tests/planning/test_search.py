@@ -216,9 +216,7 @@ def test_the_number_of_measurements_is_bounded(make_options):
 
 def many(make_options, count):
     """As many steps, one a layer, all of the same squared error: plans differ in length."""
-    steps = sequence(
-        make_options({f"layer{i:03}": [(1000.0 - i, 0.1)] for i in range(count)})
-    )
+    steps = sequence(make_options({f"layer{i:03}": [(1000.0 - i, 0.1)] for i in range(count)}))
     assert len(steps) == count
     return steps
 

@@ -7,9 +7,17 @@ import pytest
 
 from graphopt.factorize.moments import Moments
 from graphopt.planning.workshop import Realised, Workshop, identity_moments
+from graphopt.rewrites.approximate import kernel_chain
 from graphopt.rewrites.approximate.input_bottleneck import InputBottleneck
 from graphopt.rewrites.approximate.output_bottleneck import OutputBottleneck
 from graphopt.rewrites.approximate.two_sided import TwoSided
+
+
+@pytest.fixture(autouse=True)
+def _short_fits(monkeypatch):
+    """How well a chain is fitted is no matter here."""
+    monkeypatch.setattr(kernel_chain, "_FINAL_ROUNDS", 1)
+    monkeypatch.setattr(kernel_chain, "_FINAL_STEPS", 1)
 
 
 def gathered(x, y, samples):

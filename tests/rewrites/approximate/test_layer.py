@@ -8,9 +8,17 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from graphopt.rewrites.approximate import kernel_chain
 from graphopt.rewrites.approximate.layer import Layer
 
 WEIGHT = np.random.default_rng(0).standard_normal((16, 16, 5, 5)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _short_fits(monkeypatch):
+    """How well a chain is fitted is no matter here."""
+    monkeypatch.setattr(kernel_chain, "_FINAL_ROUNDS", 1)
+    monkeypatch.setattr(kernel_chain, "_FINAL_STEPS", 1)
 
 
 def model(nodes, constants=(), inputs=(), outputs=("y",), kind=onnx.TensorProto.FLOAT, rank=4):
