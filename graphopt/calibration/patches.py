@@ -35,7 +35,7 @@ def positions(
 ) -> Array:
     """`count` output positions of a batch with input shape [N, C, *size]: rows (n, *position).
 
-    Spread evenly over the samples, drawn without replacement where there are enough of them.
+    Drawn uniformly, without replacement; all of them where there are no more than that.
     """
     outputs = geometry.output_size(shape[2:])
     total = int(np.prod((shape[0], *outputs)))

@@ -145,8 +145,10 @@ class Workshop:
         unsuitable: list[Decline] = []
         site = (layer.node.name or layer.name,)
         energy = self._energy(layer)
+        if not np.isfinite(energy):
+            return [], [Decline("low-rank", site, "what it sees is not finite")]
         if energy <= 0:
-            return [], [Decline(schemes[0].name, site, "the layer answers nothing but its bias")]
+            return [], [Decline("low-rank", site, "the layer answers nothing but its bias")]
         for scheme in schemes:
             reason = scheme.applies(layer)
             if reason is not None:

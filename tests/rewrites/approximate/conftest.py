@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
+from threadpoolctl import threadpool_limits
 
 from graphopt.factorize.moments import Moments
 from graphopt.graph.scope import Scope
@@ -230,6 +231,13 @@ CASES = {
     "decoupled": (Decoupled(), (3, 3), (2,)),
 }
 """(scheme, kernel, ranks): every scheme on a two-dimensional kernel."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Many small products: threads of the BLAS only get in each other's way."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(params=CASES)
