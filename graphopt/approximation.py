@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from graphopt.calibration.collect import Collector, Probe, Sampled
 from graphopt.calibration.patches import Geometry
@@ -14,6 +13,7 @@ from graphopt.cost.channel_block import channel_block
 from graphopt.errors import BudgetError
 from graphopt.factorize.weighting import Weighting
 from graphopt.graph.scope import Scope, site_of
+from graphopt.job import Job
 from graphopt.planning.budget import Budget, Limit
 from graphopt.planning.choices import Choice, price, with_candidates
 from graphopt.planning.fitting import Refitter
@@ -26,13 +26,10 @@ from graphopt.progress import Progress
 from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.base import Decline
 from graphopt.rewrites.ledger import Permit
+from graphopt.rewriting import Rewritten
 from graphopt.runtime import Array
 from graphopt.verification.compare import Reference
 from graphopt.verification.guard import ReferenceGuard
-
-if TYPE_CHECKING:
-    from graphopt.pipeline import Job
-    from graphopt.rewriting import Rewritten
 
 FITTING_SAMPLES = 512
 """Samples that moments are gathered from (more gain next to nothing)."""

@@ -6,7 +6,7 @@ load -> settle on inputs -> exact rewrites to a fixpoint -> [price, search, appl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from graphopt._version import __version__
 from graphopt.approximation import Approximation, Plan, approximate
 from graphopt.assemble import Outcome, Trial, optimize_report
-from graphopt.calibration.prepare import Inputs, prepare
+from graphopt.calibration.prepare import prepare
 from graphopt.calibration.readers import load_metric
 from graphopt.clock import Clock
 from graphopt.cost.stopwatch import Stopwatch
@@ -22,7 +22,8 @@ from graphopt.cost.table import LatencyTable
 from graphopt.destination import destination_of, staged
 from graphopt.errors import InputError, VerificationError
 from graphopt.graph.io import Source, load, session_source
-from graphopt.graph.shapes import TensorInfo, infer
+from graphopt.graph.shapes import infer
+from graphopt.job import Job
 from graphopt.options import Options
 from graphopt.progress import Progress, Silent
 from graphopt.reporting.schema import OptimizeReport
@@ -31,29 +32,13 @@ from graphopt.rewrites.gate import MeasuredGate
 from graphopt.rewrites.ledger import Key, Permit
 from graphopt.rewriting import Rewritten, apply_plan, finished, rewrite_exactly
 from graphopt.runtime import open_session
-from graphopt.selection import Selection, select
+from graphopt.selection import select
 from graphopt.timing import time_files
 from graphopt.verification.blame import first_bad
 from graphopt.verification.compare import Reference
 from graphopt.verification.proof import Limits, Proof, exact_tolerance, prove
 
 _MOST_ROLLBACKS = 20
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything settled before the first rewrite."""
-
-    source: Source
-    options: Options
-    selection: Selection
-    inputs: Inputs
-    infos: dict[str, TensorInfo]
-    reference: Reference
-    limits: Limits
-    stopwatch: Stopwatch | None
-    progress: Progress
-    clock: Clock
 
 
 def optimize(
