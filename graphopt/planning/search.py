@@ -98,10 +98,7 @@ def prefix(steps: Sequence[Step], fits: Callable[[Plan], bool], near: int | None
         return _last(len(steps), holds)
     stride = max(1, len(steps) // 12)
     low, high = _bracket(holds, min(near, len(steps)), stride, len(steps))
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+    return _bisect(low, high, holds)
 
 
 def _bracket(holds: Callable[[int], bool], near: int, stride: int, most: int) -> tuple[int, int]:
@@ -160,13 +157,14 @@ def _last(count: int, holds: Callable[[int], bool]) -> int:
     """The largest k in 0..count for which `holds(k)`, assuming it holds up to some k; 0 for free."""
     if count <= 0 or holds(count):
         return max(count, 0)
-    low, high = 0, count
+    return _bisect(0, count, holds)
+
+
+def _bisect(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The largest k in low..high - 1 for which `holds(k)`, taking it to hold at low, not at high."""
     while high - low > 1:
         middle = (low + high) // 2
-        if holds(middle):
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
 
