@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,7 @@ from graphopt.cost.table import cpu_model
 from graphopt.cost.totals import ModelCost, model_cost
 from graphopt.destination import Stage
 from graphopt.graph.io import Source, digest, file_bytes, load
-from graphopt.graph.shapes import infer
+from graphopt.graph.shapes import TensorInfo
 from graphopt.options import Options
 from graphopt.reporting.schema import (
     BudgetUsed,
@@ -136,6 +136,7 @@ def optimize_report(
     source: Source,
     options: Options,
     inputs: Inputs,
+    infos: Mapping[str, TensorInfo],
     outcome: Outcome,
     clock: Clock,
     command: str,
@@ -143,7 +144,7 @@ def optimize_report(
     """The report of a run."""
     trial = outcome.trial
     original = model_file(source)
-    before = model_cost(source.model, infer(source.model, inputs.shapes))
+    before = model_cost(source.model, infos)
     budget = options.budget
     return OptimizeReport(
         tool=f"graphopt {__version__}",

@@ -55,7 +55,9 @@ def optimize(
     with threadpool_limits(limits=1):
         job = _settle(path, options or Options(), progress or Silent())
         outcome = _write_what_holds(job)
-        return optimize_report(job.source, job.options, job.inputs, outcome, job.clock, command)
+        return optimize_report(
+            job.source, job.options, job.inputs, job.infos, outcome, job.clock, command
+        )
 
 
 def _settle(path: Path, options: Options, progress: Progress) -> Job:
