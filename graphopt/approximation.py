@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from graphopt.calibration.batch_statistics import recorded_moments, with_means
 from graphopt.calibration.collect import Collector, Probe, Sampled
 from graphopt.calibration.patches import Geometry
 from graphopt.calibration.sensitivity import sensitivities
 from graphopt.calibration.synthetic import draw
 from graphopt.cost.channel_block import channel_block
+from graphopt.cost.recall import Recall
+from graphopt.cost.table import LatencyTable
 from graphopt.errors import BudgetError
+from graphopt.factorize.moments import Moments
 from graphopt.factorize.weighting import Weighting
 from graphopt.graph.scope import Scope, site_of
 from graphopt.job import Job
@@ -90,7 +94,8 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     if not offered:
         _demand_speedup(options.budget, scope, guard)
         return Approximation(declined=tuple(declined), available=available)
-    priced, slower = price(scope, offered, guard, job.stopwatch, job.progress)
+    timer = job.stopwatch or Recall(LatencyTable(), options.threads)
+    priced, slower = price(scope, offered, guard, timer, job.progress)
     refit = None if refitter is None or not options.budget.given else refitter.fit
     found = choose(scope, priced, budget, guard, job.progress, refit)
     all_declined = (*declined, *slower)
@@ -145,7 +150,7 @@ def _workshop(job: Job, scope: Scope, layers: Sequence[Layer]) -> tuple[Workshop
     block = channel_block()
     fitted = fitting.source == "data" and fitting.batches and job.options.budget.given
     if not layers or not fitted:
-        return Workshop({layer.name: identity_moments(layer) for layer in layers}, block), None
+        return Workshop(_without_data(job, scope, layers), block), None
     probes = {layer.name: _probe(layer) for layer in layers}
     collector = Collector(fitting, job.options.seed, job.options.threads)
     job.progress.stage("Gathering statistics", len(fitting.batches))
@@ -158,6 +163,15 @@ def _workshop(job: Job, scope: Scope, layers: Sequence[Layer]) -> tuple[Workshop
     }
     weightings = _weightings(job, scope, layers)
     return Workshop(moments, block, weightings), Refitter(scope, collector, probes, seen)
+
+
+def _without_data(job: Job, scope: Scope, layers: Sequence[Layer]) -> Mapping[str, list[Moments]]:
+    """The weights alone; inside a budget with what the file's batch statistics tell of the means."""
+    alone = {layer.name: identity_moments(layer) for layer in layers}
+    if not job.options.budget.given:
+        return alone
+    original = Scope(job.source.model, job.source.model.graph, job.infos)
+    return with_means(layers, alone, recorded_moments(original, scope, layers))
 
 
 def _weightings(

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphopt._version import __version__
-from graphopt.approximation import Approximation
+from graphopt.approximation import Approximation, Plan
 from graphopt.calibration.prepare import Inputs
 from graphopt.clock import Clock, peak_memory_bytes
 from graphopt.cost.census import Tally
@@ -21,6 +21,7 @@ from graphopt.destination import Stage
 from graphopt.graph.io import Source, digest, file_bytes, load
 from graphopt.graph.shapes import TensorInfo
 from graphopt.options import Options
+from graphopt.planning.budget import Budget
 from graphopt.reporting.schema import (
     BudgetUsed,
     Cost,
@@ -38,6 +39,7 @@ from graphopt.reporting.schema import (
 from graphopt.rewrites.base import Decline
 from graphopt.rewrites.ledger import Applied
 from graphopt.rewriting import Rewritten
+from graphopt.timing import with_prediction
 from graphopt.verification.proof import Limits, Proof
 
 _REPORTED = ("graphopt", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "scipy")
@@ -157,14 +159,14 @@ def optimize_report(
         budget=BudgetUsed(budget.max_error, budget.max_drop, budget.speedup, trial.found.bound_by),
         before=totals(before, original),
         after=totals(outcome.cost, outcome.file),
-        latency=trial.latency,
+        latency=with_prediction(trial.latency, trial.done.applied, inputs.shapes),
         rewrites=tuple(rewrite_entry(change) for change in trial.done.applied),
         declined=declined((*trial.done.declined, *trial.found.declined)),
         verification=None
         if trial.proof is None
         else verification_of(trial.proof, trial.limits, inputs, options, trial.rolled_back),
         available=tuple(Estimate(error, ratio) for error, ratio in trial.found.available),
-        notes=_notes(source, trial, outcome),
+        notes=(*_notes(source, trial, outcome), *_fitted_blindly(budget, trial.found.plan)),
         seconds=dict(clock.seconds),
         peak_memory_bytes=peak_memory_bytes(),
     )
@@ -264,6 +266,20 @@ def _notes(source: Source, trial: Trial, outcome: Outcome) -> tuple[str, ...]:
             "they were kept (--freeze-initializers fuses them)"
         )
     return tuple(notes)
+
+
+def _fitted_blindly(budget: Budget, plan: Plan) -> list[str]:
+    """What a plan without data was fitted to and what data would buy; nothing if there were data."""
+    moments = [c.candidate.workshop.moments[c.layer] for c, _ in plan]
+    if not budget.given or not plan or any(part.samples for parts in moments for part in parts):
+        return []
+    known = sum(any(part.mean_input.any() for part in parts) for parts in moments)
+    statistics = f" and batch statistics ({known} of {len(plan)} layers)" if known else " alone"
+    return [
+        f"no data to fit to: layers were fitted to their weights{statistics}; about 64 real samples "
+        "(--data) usually keep more accuracy (CIFAR-10 VGG at 3x: 2.0 points lost by the weights alone, 1.3 "
+        "with 64 images, 1.0 with 256; thin networks at 1.2x: 12-16 against 0.3-0.5)"
+    ]
 
 
 def _overridable(model: ir.Model) -> int:

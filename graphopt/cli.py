@@ -30,12 +30,20 @@ Model = Annotated[Path, typer.Argument(help="The .onnx file.", show_default=Fals
 Data = Annotated[
     str | None,
     typer.Option(
-        help="Inputs: an .npz, a folder of them, or file.py:function.", show_default=False
+        help="Inputs: an .npz, a folder of them or of pictures, or file.py:function.",
+        show_default=False,
     ),
 ]
 EvalData = Annotated[
     str | None,
     typer.Option(help="Inputs to measure on, instead of a held-out part of --data."),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        metavar="<key=value,...>",
+        help="How pictures become inputs: imagenet, or size=224,mean=0.5,std=0.5,color=bgr.",
+    ),
 ]
 MetricOption = Annotated[
     str | None,
@@ -77,6 +85,7 @@ def optimize(
         float | None, typer.Option(help="Speed-up to reach with the least error (2 = twice).")
     ] = None,
     eval_data: EvalData = None,
+    preprocess: Preprocess = None,
     metric: MetricOption = None,
     shape: ShapeOption = None,
     threads: Threads = 1,
@@ -127,6 +136,7 @@ def optimize(
         budget=Budget(max_error, max_drop, speedup),
         data=data,
         eval_data=eval_data,
+        preprocess=preprocess,
         metric=metric,
         shapes=_shapes(shape),
         threads=threads,
@@ -210,6 +220,7 @@ def verify(
     original: Model,
     other: Annotated[Path, typer.Argument(help="The .onnx file to compare.", show_default=False)],
     data: Data = None,
+    preprocess: Preprocess = None,
     max_error: MaxError = None,
     max_drop: MaxDrop = None,
     metric: MetricOption = None,
@@ -226,6 +237,7 @@ def verify(
     options = Options(
         budget=Budget(max_error, max_drop),
         data=data,
+        preprocess=preprocess,
         metric=metric,
         shapes=_shapes(shape),
         threads=threads,

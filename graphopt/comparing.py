@@ -87,5 +87,6 @@ def _both(original: Path, other: Path, options: Options) -> tuple[Source, Inputs
         given=options.shapes,
         seed=options.seed,
         runnable=True,
+        preprocess=options.preprocess,
     )
     return first, inputs

@@ -20,12 +20,14 @@ class Options:
 
     shapes: input name -> concrete shape, for inputs with dynamic dimensions. passes: names of the
     only rewrites to use (None: all); skip: names not to use. threads: for measuring and verifying.
-    grow: let constant folding make the file bigger.
+    preprocess: how pictures become inputs ("size=224,mean=0.5"). grow: let constant folding make
+    the file bigger.
     """
 
     budget: Budget = field(default_factory=Budget)
     data: str | None = None
     eval_data: str | None = None
+    preprocess: str | None = None
     metric: str | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     threads: int = 1

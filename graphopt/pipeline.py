@@ -81,6 +81,7 @@ def _settle(path: Path, options: Options, progress: Progress) -> Job:
             given=options.shapes,
             seed=options.seed,
             runnable=options.verify,
+            preprocess=options.preprocess,
         )
         infos = infer(source.model, inputs.shapes)
     metric = None if options.metric is None else load_metric(options.metric)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from graphopt.calibration.prepare import Inputs
@@ -12,6 +13,7 @@ from graphopt.graph.io import Source
 from graphopt.graph.shapes import Shape, is_batch_dynamic, with_batch
 from graphopt.options import Options
 from graphopt.reporting.schema import Latency
+from graphopt.rewrites.ledger import Applied
 from graphopt.runtime import open_session
 
 BATCHES = (1, 8)
@@ -52,3 +54,31 @@ def _time(source: Source, result: Path, shapes: Mapping[str, Shape], options: Op
         ratio_high=timing.ratio_high,
         input_shapes={name: tuple(shape) for name, shape in shapes.items()},
     )
+
+
+def with_prediction(
+    latencies: Sequence[Latency], applied: Sequence[Applied], shapes: Mapping[str, Shape]
+) -> tuple[Latency, ...]:
+    """The latencies with what the changes' own timings promised, where these were taken.
+
+    shapes: of the inputs that the changes were timed at. Promised: the original's time less what
+    each change was measured to save on its own. Exact changes that were not timed count as nothing,
+    since onnxruntime makes most of them itself; without a timing of every approximate one there is
+    no prediction.
+    """
+    approximate = [_saved_us(change) for change in applied if change.kind == "approximate"]
+    if not approximate or None in approximate:
+        return tuple(latencies)
+    saved = sum(_saved_us(change) or 0.0 for change in applied)
+    return tuple(
+        replace(latency, predicted_ratio=1 - saved / latency.before_us)
+        if latency.input_shapes == dict(shapes) and saved < latency.before_us
+        else latency
+        for latency in latencies
+    )
+
+
+def _saved_us(change: Applied) -> float | None:
+    if change.latency_before_us is None or change.latency_after_us is None:
+        return None
+    return change.latency_before_us - change.latency_after_us

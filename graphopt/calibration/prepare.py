@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.calibration.dataset import Dataset, Split, split
-from graphopt.calibration.readers import read
+from graphopt.calibration.preprocessing import parse
+from graphopt.calibration.readers import read, reads_pictures
 from graphopt.calibration.synthetic import draw
 from graphopt.errors import InputError
 from graphopt.graph.io import session_source
@@ -41,8 +42,11 @@ def prepare(
     given: Mapping[str, Shape],
     seed: int,
     runnable: bool,
+    preprocess: str | None = None,
 ) -> Inputs:
     """Read the data (or draw inputs) and settle on concrete input shapes.
+
+    preprocess: how pictures become arrays; only with a folder of pictures.
 
     Raises:
         InputError: Data or shapes that do not fit the model, or no shape that it accepts.
@@ -53,16 +57,23 @@ def prepare(
         if name not in names:
             known = ", ".join(sorted(n or "" for n in names))
             raise InputError(f"--shape names {name!r}, which is no input (inputs: {known})")
-    if data is None and eval_data is None:
+    preprocessing = None if preprocess is None else parse(preprocess)
+    fitted, measured = (
+        None if spec is None else read(spec, graph, preprocessing, given)
+        for spec in (data, eval_data)
+    )
+    if preprocess is not None and not any(map(reads_pictures, filter(None, (data, eval_data)))):
+        raise InputError(
+            "--preprocess is for pictures: give a folder of them as --data or --eval-data"
+        )
+    if fitted is not None:
+        parts = split(fitted, seed) if measured is None else Split(fitted, measured)
+        return Inputs(_of_data(graph, fitted, given), parts)
+    if measured is None:
         shapes = _accepted(model, given) if runnable else bind_inputs(graph, given)
         held_out = draw(graph, shapes, seed) if runnable else Dataset((), "synthetic", "")
         return Inputs(shapes, Split(Dataset((), "synthetic", ""), held_out))
-    if data is None:
-        held_out = read(eval_data or "", graph)
-        return Inputs(_of_data(graph, held_out, given), Split(Dataset((), "data", ""), held_out))
-    whole = read(data, graph)
-    parts = split(whole, seed) if eval_data is None else Split(whole, read(eval_data, graph))
-    return Inputs(_of_data(graph, whole, given), parts)
+    return Inputs(_of_data(graph, measured, given), Split(Dataset((), "data", ""), measured))
 
 
 def _of_data(graph: ir.Graph, dataset: Dataset, given: Mapping[str, Shape]) -> dict[str, Shape]:

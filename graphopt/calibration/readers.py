@@ -1,4 +1,4 @@
-"""Reading the inputs a user gives: an .npz, a folder of them, or a Python function.
+"""Reading the inputs a user gives: an .npz, a folder of them or of pictures, or a Python function.
 
 Everything is checked against the model's inputs here, so that nothing fails half-way later.
 """
@@ -15,17 +15,29 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.calibration.batching import cuts
 from graphopt.calibration.dataset import Batch, Dataset
+from graphopt.calibration.picture_folder import find_pictures
+from graphopt.calibration.picture_recipe import settle
+from graphopt.calibration.pictures import read_pictures
+from graphopt.calibration.preprocessing import Preprocessing
 from graphopt.errors import InputError
-from graphopt.graph.shapes import dimension, true_inputs
+from graphopt.graph.shapes import Shape, dimension, true_inputs
 from graphopt.runtime import Array, first_line
 
 LABELS = "labels"
-_BATCH = 32
 
 
-def read(spec: str, graph: ir.Graph) -> Dataset:
-    """Read `--data`: `file.npz`, a folder of .npz files, or `file.py:function`.
+def read(
+    spec: str,
+    graph: ir.Graph,
+    preprocessing: Preprocessing | None = None,
+    given: Mapping[str, Shape] | None = None,
+) -> Dataset:
+    """Read `--data`: `file.npz`, a folder of .npz files or of pictures, or `file.py:function`.
+
+    Pictures are prepared as `preprocessing` says for the model's input, of which `given` may
+    close open dimensions; their subfolders are classes. Elsewhere both are unused.
 
     Arrays are named like the model's inputs, first axis = sample; `labels` (unless an input has
     that name) holds class indices. A function yields `{input: array}` batches, or is an
@@ -40,14 +52,24 @@ def read(spec: str, graph: ir.Graph) -> Dataset:
         batches = _from_function(spec, graph)
     else:
         path = Path(spec)
+        pictures = find_pictures(path) if path.is_dir() else None
+        if pictures is not None:
+            recipe = settle(preprocessing or Preprocessing(), graph, given or {})
+            return read_pictures(spec, pictures, recipe, graph)
         files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
         if not files:
-            raise InputError(f"{spec} has no .npz files in it")
+            raise InputError(f"{spec} has no .npz files and no pictures in it")
         batches = (batch for file in files for batch in _from_npz(file, graph))
     found = tuple(batches)
     if not found:
         raise InputError(f"{spec} gives no samples")
     return Dataset(found, "data", spec)
+
+
+def reads_pictures(spec: str) -> bool:
+    """Whether `--data` names a folder of pictures."""
+    path = Path(spec)
+    return ".py:" not in spec and path.is_dir() and find_pictures(path) is not None
 
 
 def load_function(spec: str) -> Any:
@@ -127,15 +149,7 @@ def _from_npz(path: Path, graph: ir.Graph) -> Iterator[Batch]:
         counts.add(len(whole.labels))
     if len(counts) != 1:
         raise InputError(f"{path}: the arrays differ in their number of samples {sorted(counts)}")
-    size = next((n for v in true_inputs(graph) if (n := dimension(v, 0)) is not None), None)
-    total, step = counts.pop(), size or _BATCH
-    if size is None and total < 4 * step:
-        step = max(1, total // 4)  # enough batches to hold some out
-    if size is not None and total < size:
-        raise InputError(f"{path}: {total} samples, fewer than the model's batch of {size}")
-    last = total - total % step if size is not None else total
-    for start in range(0, last, step):
-        part = slice(start, start + step)
+    for part in cuts(counts.pop(), graph, str(path)):
         labels = None if whole.labels is None else whole.labels[part]
         yield Batch({name: array[part] for name, array in whole.feeds.items()}, labels)
 

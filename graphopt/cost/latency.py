@@ -38,7 +38,10 @@ THOROUGH = Effort(seconds=2.0, least=9, most=201)
 
 @dataclass(frozen=True)
 class Timing:
-    """Median times in microseconds and the ratio after / before with its 95 % interval."""
+    """Median times in microseconds and the ratio after / before with its 95 % interval.
+
+    pairs: that were timed; 0 for a prediction.
+    """
 
     before_us: float
     after_us: float
@@ -46,6 +49,11 @@ class Timing:
     ratio_low: float
     ratio_high: float
     pairs: int
+
+    @property
+    def measured(self) -> bool:
+        """Whether it was timed, now or earlier, and not predicted."""
+        return self.pairs > 0
 
 
 def compare(before: Any, after: Any, feeds: Feeds, effort: Effort = THOROUGH) -> Timing:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphopt.cost.facts import facts_of
 from graphopt.cost.latency import QUICK, Effort, Timing, compare, random_feeds
-from graphopt.cost.table import LatencyTable, machine
+from graphopt.cost.table import LatencyTable, key_of
 from graphopt.errors import GraphoptError
-from graphopt.graph.fragment import cut_out, fingerprint
+from graphopt.graph.fragment import changed_fragment, cut_out, fingerprint
 from graphopt.graph.io import session_source
 from graphopt.graph.scope import Scope
-from graphopt.graph.shapes import TensorInfo, infer, true_inputs
 from graphopt.runtime import open_session
 
 
@@ -27,7 +27,7 @@ class Stopwatch:
 
     def fragments(self, before: ir.Model, after: ir.Model) -> Timing | None:
         """Time two small models with the same fixed-shape inputs; None if they cannot be run."""
-        key = f"{fingerprint(before)}:{fingerprint(after)}:{self.threads}:{machine()}"
+        key = key_of(fingerprint(before), fingerprint(after), self.threads)
         known = self.table.get(key)
         if known is not None:
             return known
@@ -48,7 +48,7 @@ class Stopwatch:
                 )
         except GraphoptError:
             return None
-        self.table.put(key, timing)
+        self.table.put(key, timing, facts_of(before), facts_of(after))
         return timing
 
     def alone(self, scope: Scope, nodes: Collection[ir.Node]) -> float | None:
@@ -73,18 +73,5 @@ class Stopwatch:
         rewrite: changes the graph of the scope it is given; False if it finds nothing to change.
         None when the fragment cannot be cut out, changed or run.
         """
-        try:
-            before = cut_out(scope, nodes, batch=batch)
-        except ValueError:
-            return None
-        after = before.clone()
-        shapes = {v.name or "": tuple(v.shape.numpy()) for v in true_inputs(after.graph) if v.shape}
-        infos: dict[str, TensorInfo] = infer(after, shapes)
-        for node in after.graph:
-            for value in node.outputs:
-                info = infos.get(value.name or "")
-                if info is not None:
-                    value.shape, value.type = ir.Shape(info.shape), ir.TensorType(info.dtype)
-        if not rewrite(Scope(after, after.graph, infos)):
-            return None
-        return self.fragments(before, after)
+        pair = changed_fragment(scope, nodes, rewrite, batch=batch)
+        return None if pair is None else self.fragments(*pair)

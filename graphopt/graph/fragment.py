@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.constants import constant
 from graphopt.graph.scope import Scope
+from graphopt.graph.shapes import infer, true_inputs
 
 
 def cut_out(scope: Scope, nodes: Collection[ir.Node], *, batch: int | None = None) -> ir.Model:
@@ -76,6 +77,33 @@ def cut_out(scope: Scope, nodes: Collection[ir.Node], *, batch: int | None = Non
         name="fragment",
     )
     return ir.Model(graph, ir_version=max(scope.model.ir_version, 4))
+
+
+def changed_fragment(
+    scope: Scope,
+    nodes: Collection[ir.Node],
+    rewrite: Callable[[Scope], bool],
+    *,
+    batch: int | None = None,
+) -> tuple[ir.Model, ir.Model] | None:
+    """Nodes cut out, and a copy of that with a rewrite applied.
+
+    rewrite: changes the graph of the scope it is given; False if it finds nothing to change.
+    None when the nodes cannot be cut out or changed.
+    """
+    try:
+        before = cut_out(scope, nodes, batch=batch)
+    except ValueError:
+        return None
+    after = before.clone()
+    shapes = {v.name or "": tuple(v.shape.numpy()) for v in true_inputs(after.graph) if v.shape}
+    infos = infer(after, shapes)
+    for node in (*before.graph, *after.graph):
+        for value in node.outputs:
+            info = infos.get(value.name or "")
+            if info is not None:
+                value.shape, value.type = ir.Shape(info.shape), ir.TensorType(info.dtype)
+    return (before, after) if rewrite(Scope(after, after.graph, infos)) else None
 
 
 def _boundary(scope: Scope, value: ir.Value, batch: int | None) -> ir.Value:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graphopt.cost.counts import macs
 from graphopt.cost.latency import Timing
+from graphopt.cost.recall import Recall
 from graphopt.cost.stopwatch import Stopwatch
 from graphopt.graph.edit import forget_names
 from graphopt.graph.scope import Scope, follower, is_op
@@ -22,12 +23,15 @@ from graphopt.rewrites.base import Decline
 _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "PRelu")
 
 _MACS_PER_US = 20_000.0
-"""Stands in for measured times with --no-bench: only ratios between layers matter."""
+"""Stands in for times that nothing is known of: only ratios between layers matter."""
 
 _MEASURED = 5
 """Candidates of a layer whose output error is measured; the rest is interpolated."""
 
 _TINY = 1e-9
+
+Timer = Stopwatch | Recall
+"""Who is asked how long something takes: one that measures, or one that knows the table alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,7 @@ class Choice:
     """One candidate for one layer with what it saves (microseconds) and costs (output error).
 
     layer: name of the layer's output value, which identifies it in every clone of the model.
+    timing: as measured; None where the saving is a prediction.
     measured: output error on the fitting inputs with only this choice in place, once measured.
     """
 
@@ -75,14 +80,14 @@ def price(
     scope: Scope,
     offered: Mapping[str, Sequence[Candidate]],
     guard: Guard,
-    stopwatch: Stopwatch | None,
+    timer: Timer | None,
     progress: Progress,
 ) -> tuple[list[Options], list[Decline]]:
     """Measure what is offered: latency of every candidate, output sensitivity of every layer.
 
     A candidate that is not measurably faster than its layer is dropped, or whose response error is
     no number. The output error is measured end to end for a few candidates per layer, the others'
-    is interpolated. Without a stopwatch, MACs stand in for time.
+    is interpolated. Where a timer that does not measure knows nothing, MACs stand in for time.
     """
     progress.stage("Pricing layers", len(offered))
     priced: list[Options] = []
@@ -90,7 +95,7 @@ def price(
     for layer, candidates in offered.items():
         node = next(n for n in scope.graph if n.outputs[0].name == layer)
         finite = [c for c in candidates if math.isfinite(c.error)]
-        timed = [(c, *_saved(scope, node, c, stopwatch)) for c in finite]
+        timed = [(c, *_saved(scope, node, c, timer)) for c in finite]
         faster = [item for item in timed if item[1] > 0]
         for name in sorted({c.rewrite for c in candidates} - {c.rewrite for c, _, _ in faster}):
             reason = "no candidate is measurably faster than the layer"
@@ -109,26 +114,30 @@ def price(
 
 
 def _saved(
-    scope: Scope, node: ir.Node, candidate: Candidate, stopwatch: Stopwatch | None
+    scope: Scope, node: ir.Node, candidate: Candidate, timer: Timer | None
 ) -> tuple[float, Timing | None]:
-    if stopwatch is None:
+    """Microseconds that a candidate saves, and the measurement that says so."""
+    timing = None if timer is None else time_candidate(scope, node, candidate, timer)
+    if timing is None and (timer is None or isinstance(timer, Recall)):
         return macs(node, scope.infos) * (1 - candidate.macs_ratio) / _MACS_PER_US, None
-    timing = time_candidate(scope, node, candidate, stopwatch)
     if timing is None or timing.ratio_high >= 1:
         return 0.0, timing
-    return timing.before_us * (1 - timing.ratio), timing
+    return timing.before_us * (1 - timing.ratio), timing if timing.measured else None
 
 
 def time_candidate(
-    scope: Scope, node: ir.Node, candidate: Candidate, stopwatch: Stopwatch
+    scope: Scope, node: ir.Node, candidate: Candidate, timer: Timer
 ) -> Timing | None:
-    """Time a layer against a candidate for it, both with the activation behind them."""
+    """Time a layer against a candidate for it, both with the activation behind them.
+
+    Nothing is fitted for it: the candidate is timed with random weights.
+    """
 
     def rewrite(fragment: Scope) -> bool:
-        place(fragment, candidate.realised)
+        place(fragment, candidate.sketch)
         return True
 
-    return stopwatch.rewritten(scope, context_of(scope, node), rewrite)
+    return timer.rewritten(scope, context_of(scope, node), rewrite)
 
 
 def context_of(scope: Scope, node: ir.Node) -> list[ir.Node]:

@@ -15,7 +15,7 @@ from graphopt.factorize.weighting import Weighting
 from graphopt.graph.scope import Scope
 from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.approximate.scheme import Array, Decomposition, Ranks, Scheme
-from graphopt.rewrites.approximate.structure import Factored, cost, put, through
+from graphopt.rewrites.approximate.structure import Factored, Row, cost, put, sketched, through
 from graphopt.rewrites.base import Decline, OptionValue, Proposal
 
 WORTHWHILE_MACS_RATIO = 0.97
@@ -44,7 +44,7 @@ class Candidate:
     """One entry of a layer's menu: a scheme at a rank.
 
     macs_ratio, parameters_ratio: after / before. error: relative response error, in the metric of
-    what the layer sees (of the weight, when there are no data).
+    what the layer sees (of the weight, when there are no data). rows: the structure at this rank.
     """
 
     layer: Layer
@@ -54,6 +54,7 @@ class Candidate:
     parameters_ratio: float
     error: float
     workshop: Workshop
+    rows: tuple[Row, ...]
 
     @property
     def rewrite(self) -> str:
@@ -64,6 +65,12 @@ class Candidate:
     def options(self) -> Mapping[str, OptionValue]:
         """What the report says: the ranks by name."""
         return dict(zip(self.scheme.rank_names, self.ranks, strict=True))
+
+    @property
+    def sketch(self) -> Realised:
+        """The same structure with random weights and a bias: to be timed without any fit."""
+        bias = np.random.default_rng(0).standard_normal(self.layer.group * self.layer.outputs)
+        return Realised(self, sketched(self.layer, self.rows), bias)
 
     @cached_property
     def realised(self) -> Realised:
@@ -166,12 +173,12 @@ class Workshop:
         made = self.decomposition(layer, scheme)
         found = []
         for ranks in made.offered:
-            macs_ratio, parameters_ratio = cost(layer, made.rows(ranks))
+            rows = made.rows(ranks)
+            macs_ratio, parameters_ratio = cost(layer, rows)
             if macs_ratio < WORTHWHILE_MACS_RATIO:
                 error = float(np.sqrt(max(made.missed(ranks), 0.0) / energy))
-                found.append(
-                    Candidate(layer, scheme, ranks, macs_ratio, parameters_ratio, error, self)
-                )
+                ratios = macs_ratio, parameters_ratio
+                found.append(Candidate(layer, scheme, ranks, *ratios, error, self, rows))
         return found
 
 

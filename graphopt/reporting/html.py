@@ -125,6 +125,7 @@ def _environment() -> Environment:
         file_name=verdicts.file_name,
         metric_value=verdicts.metric_value,
         plural=units.plural,
+        prediction_phrase=verdicts.prediction_phrase,
         proof_phrase=verdicts.proof_phrase,
         speedup_interval=verdicts.speedup_interval,
         speed_phrase=verdicts.speed_phrase,

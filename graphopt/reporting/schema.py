@@ -59,7 +59,8 @@ class Latency:
     """Two models timed in turn (A B A B ...), both at ORT_ENABLE_ALL.
 
     `ratio` is the median of after / before over the pairs, `ratio_low`..`ratio_high` its 95 %
-    confidence interval. `input_shapes` is what was fed.
+    confidence interval. `input_shapes` is what was fed. `predicted_ratio` is what the rewrites'
+    own measurements add up to: null without approximate rewrites, and at other shapes than theirs.
     """
 
     batch: int
@@ -71,6 +72,7 @@ class Latency:
     ratio_low: float
     ratio_high: float
     input_shapes: dict[str, tuple[int, ...]]
+    predicted_ratio: float | None = None
 
     @property
     def speedup(self) -> float:

@@ -19,7 +19,14 @@ from graphopt.reporting.schema import (
     OptimizeReport,
     Verification,
 )
-from graphopt.reporting.verdict import Status, error_phrase, file_name, proof_phrase, verdict
+from graphopt.reporting.verdict import (
+    Status,
+    error_phrase,
+    file_name,
+    prediction_phrase,
+    proof_phrase,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -42,6 +49,7 @@ def print_optimize(report: OptimizeReport, console: Console, *, verbose: bool = 
         _section(console, "Approximate rewrites, site by site", sites)
     _declined(report.declined, console, verbose=verbose)
     console.print()
+    _predicted(report.latency, console)
     if report.verification is not None:
         _rolled_back(report.verification, console)
     _available(report.available, console)
@@ -138,6 +146,13 @@ def _declined(declined: Sequence[Declined], console: Console, *, verbose: bool) 
     if len(groups) > len(shown):
         rest = units.plural(len(groups) - len(shown), "reason")
         _line(console, f"and {rest} more: --verbose, --report or --html lists them all", "dim")
+
+
+def _predicted(latencies: Sequence[Latency], console: Console) -> None:
+    for latency in latencies:
+        phrase = prediction_phrase(latency)
+        if phrase is not None:
+            _line(console, f"{phrase} (batch {latency.batch})", "dim")
 
 
 def _rolled_back(verification: Verification, console: Console) -> None:

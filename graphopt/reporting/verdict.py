@@ -72,6 +72,14 @@ def speed_phrase(latency: Latency) -> str:
     return f"not measurably faster ({units.times(latency.speedup, digits)}, 95% {interval})"
 
 
+def prediction_phrase(latency: Latency) -> str | None:
+    """`2.25x predicted from the layers, 2.31x measured`, where there is a prediction."""
+    if not latency.predicted_ratio:
+        return None
+    predicted = units.times(1 / latency.predicted_ratio)
+    return f"{predicted} predicted from the layers, {units.times(latency.speedup)} measured"
+
+
 def speedup_interval(latency: Latency, digits: int = 2) -> str:
     """The 95 % interval of before / after: `2.25-2.38`."""
     return f"{1 / latency.ratio_high:.{digits}f}-{1 / latency.ratio_low:.{digits}f}"

@@ -74,7 +74,8 @@ class TestFiles:
 
     def test_an_empty_folder(self, shell, model, folder, flag):
         (folder / "d").mkdir()
-        assert shell.fails(2, "optimize", model, flag, "d") == "d has no .npz files in it"
+        line = shell.fails(2, "optimize", model, flag, "d")
+        assert line == "d has no .npz files and no pictures in it"
 
     def test_one_bad_file_of_a_folder_is_named(self, shell, model, folder, pictures, flag):
         (folder / "d").mkdir()

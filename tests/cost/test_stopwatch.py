@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.cost import stopwatch as module
+from graphopt.cost import table as table_module
 from graphopt.cost.channel_block import channel_block
 from graphopt.cost.latency import Effort, Timing
 from graphopt.cost.stopwatch import Stopwatch
@@ -102,7 +103,7 @@ def test_another_question_is_measured_again(watch, closed, monkeypatch, what):
     elif what == "batch":
         batch = 8
     else:
-        monkeypatch.setattr(module, "machine", lambda: "another")
+        monkeypatch.setattr(table_module, "machine", lambda: "another")
     with pytest.raises(AssertionError, match="a session was opened"):
         watch.rewritten(scope, nodes, depthwise, batch=batch)
 

@@ -106,7 +106,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, fails):
     path = tmp_path / "table.json"
     LatencyTable(path).put("old", OTHER)
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(*((os, "replace") if fails == "replace" else (table.json, "dump")), full)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import ANY
@@ -14,6 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.cost.latency import Timing
+from graphopt.cost.recall import Recall
+from graphopt.cost.table import LatencyTable
 from graphopt.graph.io import session_source
 from graphopt.graph.scope import Scope
 from graphopt.graph.shapes import infer
@@ -80,6 +82,10 @@ class Fake:
 
     @property
     def realised(self):
+        return self
+
+    @property
+    def sketch(self):
         return self
 
     def propose(self, scope, node):
@@ -189,6 +195,35 @@ def test_without_a_stopwatch_macs_stand_in_for_time(scope):
     (_, first, _), (_, second, _) = *found["c1"], *found["c2"]
     assert first / second == pytest.approx((25 * 0.75) / (9 * 0.5))
     assert declined == []
+
+
+@dataclass(frozen=True)
+class FakeRecall(Recall):
+    """Knows what FakeStopwatch would have measured; `pairs` 0 for a prediction."""
+
+    pairs: int = 9
+
+    def rewritten(self, scope, nodes, rewrite, **_: Any):
+        found = FakeStopwatch().rewritten(scope, nodes, rewrite)
+        return None if found is None else replace(found, pairs=self.pairs)
+
+
+@pytest.mark.parametrize("pairs", [9, 0])
+def test_without_a_stopwatch_the_table_answers_and_macs_fill_the_gaps(scope, pairs):
+    candidates = [
+        fake(0.5, label="0.4,0.4"),
+        fake(0.4, label="1.1,1.1"),
+        fake(0.3, label="none", macs_ratio=0.25),
+    ]
+    for candidate in candidates:
+        candidate.layer = SimpleNamespace(name="c1")
+    recall = FakeRecall(LatencyTable(), pairs=pairs)
+    (option,), _ = price(scope, {"c1": candidates}, FakeGuard(), recall, Silent())
+    first, last = option.choices
+    assert first.saved_us == pytest.approx(200 * 0.6)
+    assert (first.timing is not None) == (pairs > 0), "only what was measured is reported as such"
+    assert (last.candidate.error, last.timing) == (0.3, None)
+    assert last.saved_us > 0
 
 
 def test_a_candidate_with_more_macs_is_dropped_without_a_stopwatch(scope):

@@ -86,6 +86,7 @@ def test_everything_that_matters_is_there(samples, width):
         "and 3 more",
         "rolled back: kernel-pair at /features/features.0/Conv: error 6.1% above the budget",
         "note: input 'image': dynamic batch taken as 1",
+        "2.22x predicted from the layers, 2.31x measured (batch 1)",
         "29.2 s (load 0.04 s",
         "peak memory 812 MB",
     ):
@@ -112,6 +113,14 @@ def test_hostile_names_are_plain_text(samples):
         print_optimize, report, width=200, force_terminal=True, color_system="truecolor"
     )
     assert "\x1b[31m?" not in coloured
+
+
+def test_only_what_was_predicted_is_compared_with_it(samples):
+    report = samples.optimize_report()
+    assert flat(shown(print_optimize, report)).count("predicted from") == 1
+    text = shown(print_optimize, replace(report, latency=(samples.latency(),)))
+    assert "predicted from" not in text
+    assert "predicted from" not in shown(print_optimize, samples.lossless_report())
 
 
 def test_hints_hedge(samples):

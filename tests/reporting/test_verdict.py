@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from graphopt.reporting.verdict import speed_phrase, verdict, worst_check
+from graphopt.reporting.verdict import prediction_phrase, speed_phrase, verdict, worst_check
 
 
 def test_a_verified_run(samples):
@@ -41,6 +41,12 @@ def test_one_slow_batch_of_two_is_not_hidden(samples):
     said = verdict(replace(samples.optimize_report(), latency=latencies))
     assert "not measurably faster (1.000x, 95% 0.909-1.111) at batch 8" in said.speed
     assert said.status == "caution"
+
+
+def test_what_was_predicted_beside_what_was_measured(samples):
+    latency = samples.latency(1, 0.5, 0.4, 0.6, predicted=0.4)
+    assert prediction_phrase(latency) == "2.50x predicted from the layers, 2.00x measured"
+    assert prediction_phrase(samples.latency()) is None
 
 
 def test_unmeasured_latency_is_not_claimed(samples):

@@ -15,6 +15,9 @@ from graphopt.rewrites.approximate.layer import Carries, Layer
 
 Array = np.ndarray[Any, Any]
 
+_NOISE = 65_537
+"""Random numbers drawn for a sketch; larger weights repeat them (a prime, so not row for row)."""
+
 
 @dataclass(frozen=True)
 class StageShape:
@@ -68,6 +71,22 @@ def through(factored: Factored, matrices: Sequence[Array]) -> Factored:
     )
     composite = tuple(m @ c for m, c in zip(matrices, factored.composite, strict=True))
     return Factored(factored.rows, weights, composite)
+
+
+def sketched(layer: Layer, rows: tuple[Row, ...]) -> Factored:
+    """The rows with random weights, to be timed: what a structure takes does not depend on them.
+
+    Of ordinary size, since zeros and denormal numbers are computed at another speed.
+    """
+    noise = np.random.default_rng(0).standard_normal(_NOISE, np.float32)
+
+    def weight(stage: StageShape) -> Array:
+        shape = (stage.outputs, stage.inputs // stage.group, *stage.kernel)
+        drawn: Array = np.resize(noise, shape)
+        return drawn * np.float32((stage.outputs / stage.parameters) ** 0.5)
+
+    weights = tuple(tuple((weight(stage),) * layer.group for stage in row) for row in rows)
+    return Factored(rows, weights, ())
 
 
 def cost(layer: Layer, rows: Sequence[Row]) -> tuple[float, float]:

@@ -108,8 +108,8 @@ def candidate(layer: Layer, scheme: Scheme, ranks: tuple[int, ...], moments: Any
     """The candidate of a scheme at any ranks, offered or not, in the identity metric or another."""
     workshop = Workshop({layer.name: moments or identity_moments(layer)}, BLOCK)
     made = workshop.decomposition(layer, scheme)
-    macs_ratio, parameters_ratio = cost(layer, made.rows(ranks))
-    return Candidate(layer, scheme, ranks, macs_ratio, parameters_ratio, 0.0, workshop)
+    rows = made.rows(ranks)
+    return Candidate(layer, scheme, ranks, *cost(layer, rows), 0.0, workshop, rows)
 
 
 def rewritten(scope: Scope, realised: Realised) -> onnx.ModelProto:

@@ -127,6 +127,48 @@ def test_the_menu_tells_the_truth(kit, kernel, group, block, geometry):
             assert candidate.error == pytest.approx(measured, rel=1e-4)
 
 
+def structure_of(proto):
+    """Operators, attributes and shapes of constants: all that a time depends on."""
+    shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    return [
+        (
+            node.op_type,
+            sorted(attribute.SerializeToString() for attribute in node.attribute),
+            [shapes.get(name) for name in node.input],
+        )
+        for node in proto.graph.node
+    ]
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_sketch_has_the_structure_of_what_is_fitted(kit, case, group, bias):
+    scheme, kernel, ranks = case
+    weight = np.random.default_rng(1).standard_normal((160 * group, 8, *kernel))
+    model = kit.Model(weight.astype(np.float32), (9,) * len(kernel), group=group, bias=bias)
+    layer, scope = model.layer(), model.scope()
+    candidate = kit.candidate(layer, scheme, ranks, kit.moments_of(layer))
+    sketch = kit.rewritten(scope, candidate.sketch)
+    assert structure_of(sketch) == structure_of(kit.rewritten(scope, candidate.realised))
+    for array in kit.weights(sketch):
+        assert array.std() > 0.05
+        assert np.abs(array).min() > np.finfo(np.float32).tiny
+    (answer,) = kit.run(sketch, model.feeds())
+    assert 0.05 < answer.std() < 20
+
+
+def test_a_sketch_asks_for_no_fit(kit, case, monkeypatch):
+    scheme, kernel, ranks = case
+    weight = np.random.default_rng(1).standard_normal((12, 8, *kernel))
+    candidate = kit.candidate(kit.Model(weight, (9,) * len(kernel)).layer(), scheme, ranks)
+
+    def refuse(*_):
+        raise AssertionError("taken apart")
+
+    monkeypatch.setattr(Workshop, "decomposition", refuse)
+    assert candidate.sketch.factored.rows == candidate.rows
+
+
 @pytest.mark.parametrize(
     ("kernel", "size", "geometry"),
     [
