@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint format types bench docs clean help
+.PHONY: demo test test-all lint format types bench bench-approximate docs clean help
 
 help:
 	@echo "make demo      optimize a sample network and show the savings"
 	@echo "make test      run the tests (make test-all: the slow ones too)"
 	@echo "make lint      ruff (lint and format) and mypy --strict"
 	@echo "make bench     print the figures that the README quotes"
+	@echo "make bench-approximate  gains within budgets, against the usual ways (ARGS=--large, --ablation)"
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit("graphopt needs Python 3.11 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
@@ -53,6 +54,10 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/zoo.py
+
+# ARGS='--json results.json' goes on from an interrupted run; see the file for --ablation and --large.
+bench-approximate: $(VENV)/.dev
+	$(BIN)/python benchmarks/approximate.py $(ARGS)
 
 docs: $(VENV)/.made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check mkdocs

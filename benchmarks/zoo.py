@@ -13,23 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+from harness import TIMEOUT, Report, error, find_zoo, machine, print_table, score, tell
 
 BUDGETED = ("vgg8_cifar10", "cnn5x5_cifar10", "super_resolution10")
 MAX_ERROR = 0.05
-_TIMEOUT = 1800.0
-_LIBRARIES = ("graphopt", "onnx", "onnxruntime", "onnx-ir", "onnxscript", "numpy", "scipy")
-
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,10 +43,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads to measure with")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     args = parser.parse_args()
-    zoo = os.environ.get("GRAPHOPT_ZOO")
-    if not zoo or not (Path(zoo) / "zoo.py").is_file():
-        parser.error("GRAPHOPT_ZOO does not name the folder of the zoo (with zoo.py in it)")
-    folder = Path(zoo).resolve()
+    folder = find_zoo(parser)
     names = sorted(path.stem for path in (folder / "models").glob("*.onnx"))
     if args.models:
         wanted = args.models.split(",")
@@ -75,7 +67,7 @@ def _benchmark(
             continue
         run = optimize(zoo, name, scratch, (*budget, "--data", f"{zoo / 'zoo.py'}:{name}"))
         result = scratch / f"{name}.opt.onnx"
-        scores = (score(zoo, name), score(zoo, name, result)) if run.report else ("", "")
+        scores = (score(zoo, name).text, score(zoo, name, result).text) if run.report else ("", "")
         rows.append(budgeted_row(run, *scores))
         failed += [run] if run.report is None else []
     if rows:
@@ -89,38 +81,24 @@ def optimize(zoo: Path, name: str, scratch: Path, options: Sequence[str]) -> Run
     """Run `graphopt optimize` on a network in a fresh process."""
     command = [sys.executable, "-m", "graphopt", "optimize"]
     command += [str(zoo / "models" / f"{name}.onnx"), "-o", str(scratch / f"{name}.opt.onnx")]
-    print(f"  {name} {' '.join(options[:2])} ...", end="\r", file=sys.stderr, flush=True)
+    tell(f"  {name} {' '.join(options[:2])} ...")
     start = time.perf_counter()
     try:
         done = subprocess.run(
             [*command, "--json", *options],
             capture_output=True,
             text=True,
-            timeout=_TIMEOUT,
+            timeout=TIMEOUT,
             check=False,
             env={**os.environ, "GRAPHOPT_CACHE": str(scratch / "cache")},
         )
     except subprocess.TimeoutExpired:
-        return Run(name, _TIMEOUT, None, f"not done after {_TIMEOUT:.0f} s")
+        return Run(name, TIMEOUT, None, f"not done after {TIMEOUT:.0f} s")
     seconds = time.perf_counter() - start
-    print(" " * 60, end="\r", file=sys.stderr)
+    tell("")
     if done.returncode:
         return Run(name, seconds, None, f"exit code {done.returncode}: {done.stderr.strip()}")
     return Run(name, seconds, json.loads(done.stdout))
-
-
-def score(zoo: Path, name: str, file: Path | None = None) -> str:
-    """What `zoo.py score` says about a file (None: the original)."""
-    command = [sys.executable, str(zoo / "zoo.py"), "score", name]
-    done = subprocess.run(
-        command if file is None else [*command, str(file)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = json.loads(done.stdout)
-    value = found["value"]
-    return f"{value:.2%}" if found["metric"] == "top1" else f"{value:.3f}"
 
 
 LOSSLESS = ("model", "nodes", "BN", "MACs", "bytes", "latency ratio", "error", "s")
@@ -182,40 +160,6 @@ def latency(report: Report) -> str:
     return ", ".join(
         f"b{row['batch']}: {text}" for row, text in zip(report["latency"], rows, strict=True)
     )
-
-
-def error(report: Report) -> float:
-    """The largest relative error over outputs and onnxruntime levels."""
-    return max(
-        (row["relative_l2"] or 0.0 for row in report["verification"]["outputs"]), default=0.0
-    )
-
-
-def machine(threads: int) -> str:
-    """The machine, the threads and the versions, one a line."""
-    from graphopt.cost.table import cpu_model
-
-    versions = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    return (
-        f"{cpu_model()}, {os.cpu_count()} CPUs, {platform.system()} {platform.machine()}, "
-        f"load {load:.1f} at the start, {threads} thread{'s' * (threads > 1)}\n"
-        f"Python {platform.python_version()}, {versions}"
-    )
-
-
-def print_table(
-    title: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, markdown: bool
-) -> None:
-    table = [tuple(head), *map(tuple, rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in table]
-    print(f"\n{'### ' * markdown}{title}\n")
-    if markdown:
-        lines.insert(1, ["-" * width for width in widths])
-        print("\n".join(f"| {' | '.join(line)} |" for line in lines), flush=True)
-    else:
-        print("\n".join("  ".join(line).rstrip() for line in lines), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from graphopt.calibration.batch_statistics import recorded_moments, with_means
-from graphopt.calibration.collect import Collector, Probe, Sampled
-from graphopt.calibration.patches import Geometry
-from graphopt.calibration.sensitivity import sensitivities
 from graphopt.calibration.synthetic import draw
-from graphopt.cost.channel_block import channel_block
 from graphopt.cost.recall import Recall
 from graphopt.cost.table import LatencyTable
 from graphopt.errors import BudgetError
-from graphopt.factorize.moments import Moments
-from graphopt.factorize.weighting import Weighting
+from graphopt.evidence import gather
 from graphopt.graph.scope import Scope, site_of
 from graphopt.job import Job
 from graphopt.planning.budget import Budget, Limit
-from graphopt.planning.choices import Choice, price, with_candidates
-from graphopt.planning.fitting import Refitter
+from graphopt.planning.choices import Choice, error_alone, price, with_candidates
+from graphopt.planning.fitting import symmetric
+from graphopt.planning.frontier import stops
 from graphopt.planning.guard import Guard
 from graphopt.planning.menus import layers_of, menus
+from graphopt.planning.notebook import Notebook
 from graphopt.planning.plan import choose
 from graphopt.planning.screening import estimates, low_rank
-from graphopt.planning.workshop import Realised, Workshop, identity_moments
+from graphopt.planning.search import Plan as Choices
+from graphopt.planning.search import sequence
+from graphopt.planning.uniform import uniform
+from graphopt.planning.workshop import Realised
 from graphopt.progress import Progress
 from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.base import Decline
 from graphopt.rewrites.ledger import Permit
 from graphopt.rewriting import Rewritten
-from graphopt.runtime import Array
+from graphopt.runtime import cores
 from graphopt.verification.compare import Reference
 from graphopt.verification.guard import ReferenceGuard
 
-FITTING_SAMPLES = 512
-"""Samples that moments are gathered from (more gain next to nothing)."""
-
-_SENSITIVITY_SAMPLES = 64
-_GRADIENT_SAMPLES = 256
+_SENSITIVITY_SAMPLES = 32
 
 Plan = tuple[tuple[Choice, Realised], ...]
 """Choices with their fitted weights."""
@@ -50,6 +45,7 @@ class Approximation:
     """The plan, what ended the search, what was declined, and estimates when there was no budget.
 
     slower: the whole plan was measured and is not faster than the exactly rewritten model.
+    closer: plans on the way to this one, closest to the original first, where they were asked for.
     """
 
     plan: Plan = ()
@@ -57,6 +53,7 @@ class Approximation:
     declined: tuple[Decline, ...] = ()
     available: tuple[tuple[float, float], ...] = ()
     slower: bool = False
+    closer: tuple[Plan, ...] = ()
 
 
 def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
@@ -78,7 +75,8 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
         available = estimates(scope, layers)
         layers, full = _screened(layers, budget.max_error or 0.0)
         declined += full
-    workshop, refitter = _workshop(job, scope, layers)
+    chapter = None if job.records is None else job.records.chapter(repr(exact.keys))
+    workshop, refit = gather(job, scope, layers, chapter)
     offered, refused = menus(layers, schemes, workshop, job.progress)
     declined += refused
     offered = {
@@ -95,24 +93,31 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
         _demand_speedup(options.budget, scope, guard)
         return Approximation(declined=tuple(declined), available=available)
     timer = job.stopwatch or Recall(LatencyTable(), options.threads)
-    priced, slower = price(scope, offered, guard, timer, job.progress)
-    refit = None if refitter is None or not options.budget.given else refitter.fit
-    found = choose(scope, priced, budget, guard, job.progress, refit)
+    priced, slower = price(scope, offered, guard, timer, job.progress, chapter)
+    steps = sequence(priced) if options.method.global_choice else uniform(priced)
+    found = choose(scope, steps, budget, guard, job.progress, refit, chapter)
     all_declined = (*declined, *slower)
     if found.plan and job.stopwatch is not None:
         result = with_candidates(scope, found.realised)
         if guard.speedup(result) <= guard.speedup(scope.model):
             return Approximation((), None, all_declined, available, slower=True)
-    by_layer = {realised.candidate.layer.name: realised for realised in found.realised}
-    job.progress.stage("Measuring each layer's share", len(found.plan))
-    plan = tuple(
-        (
-            _measured(scope, choice, guard, job.progress),
-            by_layer[choice.layer],
+
+    def shared(chosen: Choices, fitted: Sequence[Realised]) -> Plan:
+        by_layer = {realised.candidate.layer.name: realised for realised in fitted}
+        job.progress.stage("Measuring each layer's share", len(chosen))
+        return tuple(
+            (_measured(scope, choice, guard, job.progress, chapter), by_layer[choice.layer])
+            for choice in chosen
         )
-        for choice in found.plan
+
+    closer = stops(found.steps, options.pareto)[:-1] if options.pareto else []
+    return Approximation(
+        shared(found.plan, found.realised),
+        found.bound_by,
+        all_declined,
+        available,
+        closer=tuple(shared(one, (refit or symmetric)(one)) for one in closer),
     )
-    return Approximation(plan, found.bound_by, all_declined, available)
 
 
 def _screened(layers: Sequence[Layer], tolerance: float) -> tuple[list[Layer], list[Decline]]:
@@ -138,77 +143,11 @@ def _demand_speedup(budget: Budget, scope: Scope, guard: Guard) -> None:
         )
 
 
-def _measured(scope: Scope, choice: Choice, guard: Guard, progress: Progress) -> Choice:
-    alone = with_candidates(scope, [choice.candidate.realised])
+def _measured(
+    scope: Scope, choice: Choice, guard: Guard, progress: Progress, notebook: Notebook | None
+) -> Choice:
     progress.step(choice.layer)
-    return replace(choice, measured=guard.fitting_error(alone))
-
-
-def _workshop(job: Job, scope: Scope, layers: Sequence[Layer]) -> tuple[Workshop, Refitter | None]:
-    """Moments of the layers from the fitting data, or from the weights alone without real data."""
-    fitting = job.inputs.split.fitting.first(FITTING_SAMPLES)
-    block = channel_block()
-    fitted = fitting.source == "data" and fitting.batches and job.options.budget.given
-    if not layers or not fitted:
-        return Workshop(_without_data(job, scope, layers), block), None
-    probes = {layer.name: _probe(layer) for layer in layers}
-    collector = Collector(fitting, job.options.seed, job.options.threads)
-    job.progress.stage("Gathering statistics", len(fitting.batches))
-    seen: Mapping[str, Sampled] = collector.original(
-        scope.model, list(probes.values()), job.progress
-    )
-    moments = {
-        name: [accumulator.moments().shrunk() for accumulator in sampled.accumulators]
-        for name, sampled in seen.items()
-    }
-    weightings = _weightings(job, scope, layers)
-    return Workshop(moments, block, weightings), Refitter(scope, collector, probes, seen)
-
-
-def _without_data(job: Job, scope: Scope, layers: Sequence[Layer]) -> Mapping[str, list[Moments]]:
-    """The weights alone; inside a budget with what the file's batch statistics tell of the means."""
-    alone = {layer.name: identity_moments(layer) for layer in layers}
-    if not job.options.budget.given:
-        return alone
-    original = Scope(job.source.model, job.source.model.graph, job.infos)
-    return with_means(layers, alone, recorded_moments(original, scope, layers))
-
-
-def _weightings(
-    job: Job, scope: Scope, layers: Sequence[Layer]
-) -> dict[str, tuple[Weighting, ...]]:
-    """The metric of the outputs for every layer's response; none where there is no adjoint."""
-    few = job.inputs.split.fitting.first(_GRADIENT_SAMPLES)
-    job.progress.stage("Gathering sensitivities", len(few.batches))
-    found = sensitivities(
-        scope,
-        [layer.name for layer in layers],
-        few,
-        seed=job.options.seed,
-        threads=job.options.threads,
-        progress=job.progress,
-    )
-    if isinstance(found, str):
-        return {}
-    return {
-        layer.name: tuple(
-            Weighting.of(part) for part in _diagonal_blocks(found[layer.name], layer.group)
-        )
-        for layer in layers
-    }
-
-
-def _diagonal_blocks(metric: Array, count: int) -> list[Array]:
-    size = len(metric) // count
-    return [metric[i : i + size, i : i + size] for i in range(0, len(metric), size)]
-
-
-def _probe(layer: Layer) -> Probe:
-    source = layer.node.inputs[0]
-    assert source is not None
-    geometry = Geometry(layer.kernel, layer.strides, layer.dilations, layer.pads, layer.group)
-    matrix = layer.weight.reshape(len(layer.weight), -1)
-    return Probe(layer.name, source.name or "", geometry, matrix, layer.bias)
+    return replace(choice, measured=error_alone(scope, choice.candidate, guard, notebook))
 
 
 def _guard(job: Job) -> ReferenceGuard:
@@ -217,8 +156,8 @@ def _guard(job: Job) -> ReferenceGuard:
     timing = draw(job.source.model.graph, job.inputs.shapes, job.options.seed, batches=1)
     return ReferenceGuard(
         original=path,
-        fitting=Reference(path, fitting.first(_SENSITIVITY_SAMPLES), threads),
-        evaluation=Reference(path, parts.held_out, threads, job.reference.metric),
+        fitting=Reference(path, fitting.first(_SENSITIVITY_SAMPLES), cores()),
+        evaluation=Reference(path, parts.held_out, cores(), job.reference.metric),
         timing=timing.batches[0].feeds,
         threads=threads,
     )

@@ -22,11 +22,14 @@ from graphopt.graph.io import Source, digest, file_bytes, load
 from graphopt.graph.shapes import TensorInfo
 from graphopt.options import Options
 from graphopt.planning.budget import Budget
+from graphopt.records import Records
 from graphopt.reporting.schema import (
+    AccuracyDrop,
     BudgetUsed,
     Cost,
     Declined,
     Estimate,
+    FrontierPoint,
     Latency,
     ModelFile,
     OptimizeReport,
@@ -36,6 +39,8 @@ from graphopt.reporting.schema import (
     Totals,
     Verification,
 )
+from graphopt.reporting.verdict import worst_check
+from graphopt.resuming import notes_on
 from graphopt.rewrites.base import Decline
 from graphopt.rewrites.ledger import Applied
 from graphopt.rewriting import Rewritten
@@ -59,6 +64,23 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Closer:
+    """Models of `--pareto` short of the result, waiting to be committed; notes on those left out."""
+
+    stages: tuple[Stage, ...] = ()
+    points: tuple[FrontierPoint, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def and_also(self, stage: Stage, point: FrontierPoint) -> Closer:
+        """With one more model."""
+        return Closer((*self.stages, stage), (*self.points, point), self.notes)
+
+    def without(self, note: str) -> Closer:
+        """With a note on a model that is left out."""
+        return Closer(self.stages, self.points, (*self.notes, note))
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The attempt that held, with the facts about its file (read before it moves into place)."""
 
@@ -66,17 +88,55 @@ class Outcome:
     file: ModelFile
     written: bool
     cost: ModelCost
+    closer: Closer = Closer()
 
     @classmethod
-    def of(cls, trial: Trial, stage: Stage, options: Options) -> Outcome:
-        """Take the facts of a staged result and, unless this is a dry run, commit it."""
-        result = load(stage.path)
-        file = model_file(result, stage.destination)
-        scope = trial.done.scope
-        cost = model_cost(result.model, scope.infos)
+    def of(cls, trial: Trial, stage: Stage, options: Options, closer: Closer = Closer()) -> Outcome:
+        """Take the facts of a staged result and, unless this is a dry run, commit it and the others."""
+        file, cost = _facts(stage, trial.done, options)
         if not options.dry_run:
-            stage.commit()
-        return cls(trial, file, not options.dry_run, cost)
+            for one in (*closer.stages, stage):
+                one.commit()
+        return cls(trial, file, not options.dry_run, cost, closer)
+
+
+def _facts(stage: Stage, done: Rewritten, options: Options) -> tuple[ModelFile, ModelCost]:
+    result = load(stage.path)
+    shown_as = options.output if options.dry_run else stage.destination
+    return model_file(result, shown_as), model_cost(result.model, done.scope.infos)
+
+
+def frontier_point(
+    options: Options,
+    inputs: Inputs,
+    done: Rewritten,
+    proof: Proof,
+    latency: Iterable[Latency],
+    stage: Stage,
+) -> FrontierPoint:
+    """The facts about a staged model of `--pareto`."""
+    file, cost = _facts(stage, done, options)
+    return _point(file, cost, inputs, done, proof, latency)
+
+
+def _point(
+    file: ModelFile,
+    cost: ModelCost,
+    inputs: Inputs,
+    done: Rewritten,
+    proof: Proof,
+    latency: Iterable[Latency],
+) -> FrontierPoint:
+    worst = worst_check(output_checks(proof))
+    return FrontierPoint(
+        file=file,
+        after=totals(cost, file),
+        latency=with_prediction(tuple(latency), done.applied, inputs.shapes),
+        error=None if worst is None else worst.relative_l2,
+        metric_before=proof.metric_before,
+        metric_after=proof.metric_after,
+        approximated=sum(change.kind == "approximate" for change in done.applied),
+    )
 
 
 def model_file(source: Source, shown_as: Path | None = None) -> ModelFile:
@@ -142,6 +202,7 @@ def optimize_report(
     outcome: Outcome,
     clock: Clock,
     command: str,
+    records: Records | None = None,
 ) -> OptimizeReport:
     """The report of a run."""
     trial = outcome.trial
@@ -166,10 +227,34 @@ def optimize_report(
         if trial.proof is None
         else verification_of(trial.proof, trial.limits, inputs, options, trial.rolled_back),
         available=tuple(Estimate(error, ratio) for error, ratio in trial.found.available),
-        notes=(*_notes(source, trial, outcome), *_fitted_blindly(budget, trial.found.plan)),
+        notes=(
+            *_notes(source, trial, outcome),
+            *_fitted_blindly(budget, trial.found.plan),
+            *_few_stops(options, trial.found),
+            *outcome.closer.notes,
+            *notes_on(records),
+        ),
         seconds=dict(clock.seconds),
         peak_memory_bytes=peak_memory_bytes(),
+        frontier=_frontier(options, inputs, outcome),
     )
+
+
+def _frontier(options: Options, inputs: Inputs, outcome: Outcome) -> tuple[FrontierPoint, ...]:
+    trial = outcome.trial
+    if options.pareto is None or trial.proof is None:
+        return ()
+    end = _point(outcome.file, outcome.cost, inputs, trial.done, trial.proof, trial.latency)
+    return (*outcome.closer.points, end)
+
+
+def _few_stops(options: Options, found: Approximation) -> list[str]:
+    plans = len(found.closer) + 1
+    if options.pareto is None or plans >= options.pareto:
+        return []
+    return [
+        f"--pareto {options.pareto}: on the way to the budget there are only {plans} distinct models"
+    ]
 
 
 def verification_of(
@@ -188,6 +273,7 @@ def verification_of(
         metric=_metric_name(options, proof),
         metric_before=proof.metric_before,
         metric_after=proof.metric_after,
+        accuracy_drop=_accuracy_drop(proof),
         rolled_back=declined(rolled_back),
         own_noise=dict(proof.noisy),
     )
@@ -230,6 +316,13 @@ def output_checks(proof: Proof) -> tuple[OutputCheck, ...]:
 
 def _cost(tally: Tally, latency_us: float | None) -> Cost:
     return Cost(tally.nodes, tally.parameters, tally.weight_bytes, tally.macs, latency_us)
+
+
+def _accuracy_drop(proof: Proof) -> AccuracyDrop | None:
+    found = proof.accuracy
+    if found is None:
+        return None
+    return AccuracyDrop(found.counted, found.error, found.expected, found.expected_error)
 
 
 def _metric_name(options: Options, proof: Proof) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from graphopt._version import __version__
-from graphopt.errors import GraphoptError, InputError
+from graphopt.errors import GraphoptError, InputError, InterruptError
 
 if TYPE_CHECKING:
     from graphopt.progress import Progress
@@ -119,6 +119,19 @@ def optimize(
         Literal["rollback", "stop"],
         typer.Option(help="When the proof fails: drop the rewrite to blame, or stop."),
     ] = "rollback",
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="<folder>",
+            help="Keep statistics in this folder, and go on from what an interrupted run kept.",
+        ),
+    ] = None,
+    pareto: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=100, help="Write so many models, from close to the original to the budget."
+        ),
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the checks as JUnit XML.")] = None,
@@ -152,13 +165,15 @@ def optimize(
         in_place=in_place,
         on_fail=on_fail,
         output=output,
+        resume=resume,
+        pareto=pareto,
     )
-    from graphopt.destination import output_path
+    from graphopt.destination import output_paths
 
-    _check_reports([report, html, junit], models=[model, output_path(model, options)])
+    _check_reports([report, html, junit], models=[model, *output_paths(model, options)])
     from graphopt.pipeline import optimize as run
 
-    with _progress(quiet or json) as progress:
+    with _resumable(resume), _progress(quiet or json) as progress:
         result = run(model, options, progress, shlex.join(["graphopt", *sys.argv[1:]]))
     from graphopt.reporting.html import render_html
     from graphopt.reporting.json_file import render_json
@@ -303,9 +318,6 @@ def _main(
         raise typer.Exit(2)
 
 
-_INTERRUPTED = 130
-
-
 def main() -> NoReturn:
     """Run the command line; every error ends in one line and its exit code."""
     code = None
@@ -314,7 +326,7 @@ def main() -> NoReturn:
     except GraphoptError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
+        code = InterruptError.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -325,7 +337,7 @@ def main() -> NoReturn:
             _fail(_usage(error), 2)
         text = " ".join(str(error).split())
         _fail(f"internal error: {type(error).__name__}: {text} (GRAPHOPT_DEBUG=1 shows where)", 1)
-    if code == _INTERRUPTED:
+    if code == InterruptError.exit_code:
         _fail("interrupted; nothing was written", code)
     raise SystemExit(code or 0)
 
@@ -379,6 +391,22 @@ def _progress(quiet: bool) -> Iterator[Progress]:
 
     with watch() as progress:
         yield progress
+
+
+@contextmanager
+def _resumable(folder: Path | None) -> Iterator[None]:
+    """Say on an interrupt where the statistics are, if a folder holds any."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from graphopt.records import RUN_FILE
+
+        if folder is None or not (folder / RUN_FILE).is_file():
+            raise
+        raise InterruptError(
+            f"interrupted; no model was written, what was gathered is in {folder} "
+            "(the same command goes on from there)"
+        ) from None
 
 
 def _check_reports(files: Sequence[Path | None], *, models: Sequence[Path]) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graphopt._version import __version__
@@ -32,6 +32,22 @@ class Stage:
 def output_path(path: Path, options: Options) -> Path:
     """Where the options put the result of a model, right or wrong."""
     return path if options.in_place else options.output or path.with_suffix(".opt.onnx")
+
+
+def output_paths(path: Path, options: Options) -> tuple[Path, ...]:
+    """All files that the options may have written for a model: one, or those of `--pareto`."""
+    if options.pareto is None:
+        return (output_path(path, options),)
+    numbers = range(1, options.pareto + 1)
+    return tuple(output_path(path, at_point(path, options, number)) for number in numbers)
+
+
+def at_point(path: Path, options: Options, number: int) -> Options:
+    """The options for one model of `--pareto`: `model.opt.onnx` becomes `model.opt.2.onnx`."""
+    if options.pareto is None:
+        return options
+    whole = output_path(path, options)
+    return replace(options, output=whole.with_name(f"{whole.stem}.{number}{whole.suffix}"))
 
 
 def destination_of(source: Source, options: Options) -> Path:

@@ -32,3 +32,9 @@ class BudgetError(GraphoptError):
     """The budget that was asked for cannot be met; nothing was written."""
 
     exit_code: ClassVar[int] = 4
+
+
+class InterruptError(GraphoptError):
+    """The user stopped a run that had kept something to go on from; no model was written."""
+
+    exit_code: ClassVar[int] = 130

@@ -11,6 +11,7 @@ from graphopt.graph.io import Source
 from graphopt.graph.shapes import TensorInfo
 from graphopt.options import Options
 from graphopt.progress import Progress
+from graphopt.records import Records
 from graphopt.selection import Selection
 from graphopt.verification.compare import Reference
 from graphopt.verification.proof import Limits
@@ -21,7 +22,8 @@ class Job:
     """The model as read, the options, and what follows from them.
 
     infos: concrete shapes of the model's values for the bound inputs. limits: what the result must
-    keep to. stopwatch: None when nothing is to be measured.
+    keep to. stopwatch: None when nothing is to be measured. records: of this run in its folder, where
+    it has one (`--resume`).
     """
 
     source: Source
@@ -34,3 +36,4 @@ class Job:
     stopwatch: Stopwatch | None
     progress: Progress
     clock: Clock
+    records: Records | None = None

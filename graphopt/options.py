@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from graphopt.planning.budget import Budget
+from graphopt.planning.method import Method
 from graphopt.rewrites.cleanup.freeze_initializers import FreezeMode
 
 Target = Literal["ort-cpu", "npu"]
@@ -21,10 +22,12 @@ class Options:
     shapes: input name -> concrete shape, for inputs with dynamic dimensions. passes: names of the
     only rewrites to use (None: all); skip: names not to use. threads: for measuring and verifying.
     preprocess: how pictures become inputs ("size=224,mean=0.5"). grow: let constant folding make
-    the file bigger.
+    the file bigger. resume: a folder to keep statistics in, and to go on from. pareto: write so many models,
+    from close to the original to what the budget allows.
     """
 
     budget: Budget = field(default_factory=Budget)
+    method: Method = field(default_factory=Method)
     data: str | None = None
     eval_data: str | None = None
     preprocess: str | None = None
@@ -43,3 +46,5 @@ class Options:
     in_place: bool = False
     on_fail: OnFail = "rollback"
     output: Path | None = None
+    resume: Path | None = None
+    pareto: int | None = None

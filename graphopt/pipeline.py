@@ -19,14 +19,16 @@ from graphopt.calibration.readers import load_metric
 from graphopt.clock import Clock
 from graphopt.cost.stopwatch import Stopwatch
 from graphopt.cost.table import LatencyTable
-from graphopt.destination import destination_of, staged
+from graphopt.destination import at_point, destination_of, output_paths, staged
 from graphopt.errors import InputError, VerificationError
+from graphopt.frontier import check_pareto, closer
 from graphopt.graph.io import Source, load, session_source
 from graphopt.graph.shapes import infer
 from graphopt.job import Job
 from graphopt.options import Options
 from graphopt.progress import Progress, Silent
 from graphopt.reporting.schema import OptimizeReport
+from graphopt.resuming import check_resume, open_records
 from graphopt.rewrites.base import Decline
 from graphopt.rewrites.gate import MeasuredGate
 from graphopt.rewrites.ledger import Key, Permit
@@ -56,18 +58,21 @@ def optimize(
         job = _settle(path, options or Options(), progress or Silent())
         outcome = _write_what_holds(job)
         return optimize_report(
-            job.source, job.options, job.inputs, job.infos, outcome, job.clock, command
+            job.source, job.options, job.inputs, job.infos, outcome, job.clock, command, job.records
         )
 
 
 def _settle(path: Path, options: Options, progress: Progress) -> Job:
     clock = Clock()
     options.budget.check()
+    check_resume(options)
+    check_pareto(options)
     selection = select(options)
     progress.stage("Reading")
     with clock.stage("read"):
         source = load(path)
-        destination_of(source, options)
+        for target in output_paths(path, options):
+            destination_of(source, options if options.in_place else replace(options, output=target))
         if options.verify and source.unknown_operator is not None:
             raise InputError(
                 f"{path} cannot be verified ({source.unknown_operator}): use --no-verify"
@@ -105,6 +110,7 @@ def _settle(path: Path, options: Options, progress: Progress) -> Job:
         Stopwatch(LatencyTable(), options.threads) if options.bench and options.verify else None,
         progress,
         clock,
+        open_records(source, options, selection, inputs),
     )
 
 
@@ -131,10 +137,11 @@ def _write_what_holds(job: Job) -> Outcome:
         with job.clock.stage("plan"):
             found = approximate(job, exact, permit)
         done = _complete(job, exact, found.plan, permit)
-        with staged(job.source, done, job.options) as stage:
+        options = at_point(job.source.path, job.options, len(found.closer) + 1)
+        with staged(job.source, done, options) as stage:
             trial = Trial(exact, done, found, None, (), tuple(rolled_back), job.limits)
             if not job.options.verify:
-                return Outcome.of(trial, stage, job.options)
+                return Outcome.of(trial, stage, options)
             job.progress.stage("Proving", 2 * len(job.inputs.split.held_out.batches))
             with job.clock.stage("verify"):
                 proof = prove(job.reference, stage.path, job.limits)
@@ -142,7 +149,9 @@ def _write_what_holds(job: Job) -> Outcome:
                 job.progress.stage("Timing")
                 with job.clock.stage("bench"):
                     latency = time_files(job.source, stage.path, job.inputs, job.options)
-                return Outcome.of(replace(trial, proof=proof, latency=latency), stage, job.options)
+                trial = replace(trial, proof=proof, latency=latency)
+                with closer(job, exact, found.closer, permit) as others:
+                    return Outcome.of(trial, stage, options, others)
         culprit = _blame(job, exact, found, proof, permit)
         if job.options.on_fail == "stop" or len(rolled_back) >= _MOST_ROLLBACKS:
             raise VerificationError(f"{proof.reason}; {culprit.reason}. Nothing was written")

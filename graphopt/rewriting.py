@@ -18,7 +18,7 @@ from graphopt.planning.choices import Choice
 from graphopt.planning.workshop import Realised
 from graphopt.rewrites.base import Decline, ExactRewrite, WholeModelPass
 from graphopt.rewrites.driver import Driver, Gate
-from graphopt.rewrites.ledger import Applied, Ledger, Permit, entry
+from graphopt.rewrites.ledger import Applied, Key, Ledger, Permit, entry
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Rewritten:
     applied: tuple[Applied, ...]
     declined: tuple[Decline, ...]
     annotations: Annotations
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """What was done: with the model and the rewrites these determine the result."""
+        return tuple(change.key for change in self.applied)
 
 
 def rewrite_exactly(

@@ -71,6 +71,13 @@ def run(session: Any, feeds: Feeds, outputs: Sequence[str] | None = None) -> lis
         raise InputError(f"onnxruntime cannot run the model: {first_line(error)}") from error
 
 
+def cores() -> int:
+    """How many processors this process may use: for work that is not being timed."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without onnxruntime's prefixes, kept short."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

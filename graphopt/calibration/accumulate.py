@@ -9,13 +9,17 @@ import numpy as np
 from graphopt.factorize.moments import Moments
 from graphopt.runtime import Array
 
+_BUFFER_BYTES = 1 << 23
+_LEAST_ROWS = 512
+
 
 @dataclass
 class Accumulator:
     """Sums over patches x [n, D] and wanted responses y [n, O], kept in float64.
 
-    Memory is D * D + O * D numbers, whatever the number of samples. Everything is summed around the
-    first batch's means (`shift_*`): a channel that is large but hardly varies keeps its moments.
+    Memory is D * D + O * D numbers and a buffer, whatever the number of samples. Everything is
+    summed around the first batch's means (`shift_*`): a channel that is large but hardly varies
+    keeps its moments.
     """
 
     inputs: int
@@ -29,6 +33,7 @@ class Accumulator:
     sum_outputs: Array = field(init=False)
     shift_inputs: Array = field(init=False)
     shift_outputs: Array = field(init=False)
+    waiting: list[tuple[Array, Array]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gram = np.zeros((self.inputs, self.inputs))
@@ -45,15 +50,27 @@ class Accumulator:
         if self.count == 0:
             self.shift_inputs = x.mean(axis=0, dtype=np.float64).astype(np.float32)
             self.shift_outputs = y.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.count += len(x)
         x = np.ascontiguousarray(x - self.shift_inputs, np.float32)
-        y = np.ascontiguousarray(y - self.shift_outputs, np.float32)
-        # Products of one batch in float32 (twice as fast), sums over batches in float64.
+        self.waiting.append((x, np.ascontiguousarray(y - self.shift_outputs, np.float32)))
+        if sum(len(part) for part, _ in self.waiting) >= self._rows():
+            self._flush()
+
+    def _rows(self) -> int:
+        """Rows to multiply at once: adding a product costs as much as a few hundred rows of it."""
+        return max(_LEAST_ROWS, _BUFFER_BYTES // (4 * (self.inputs + self.outputs)))
+
+    def _flush(self) -> None:
+        if not self.waiting:
+            return
+        x, y = (np.concatenate(parts) for parts in zip(*self.waiting, strict=True))
+        self.waiting.clear()
+        # Products of one buffer in float32 (twice as fast), sums over buffers in float64.
         self.gram += x.T @ x
         self.cross += y.T @ x
         self.squares += np.square(y, dtype=np.float64).sum(axis=0)
         self.sum_inputs += x.sum(axis=0, dtype=np.float64)
         self.sum_outputs += y.sum(axis=0, dtype=np.float64)
-        self.count += len(x)
 
     def moments(self) -> Moments:
         """The centred moments of everything seen.
@@ -63,6 +80,7 @@ class Accumulator:
         """
         if self.count == 0:
             raise ValueError("no samples")
+        self._flush()
         mean_x, mean_y = self.sum_inputs / self.count, self.sum_outputs / self.count
         return Moments(
             gram=self.gram / self.count - np.outer(mean_x, mean_x),

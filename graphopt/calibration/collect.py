@@ -7,20 +7,21 @@ layer and the batch, so the same patches are seen again in a rewritten model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from zlib import crc32
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from graphopt.calibration.accumulate import Accumulator
 from graphopt.calibration.dataset import Dataset
 from graphopt.calibration.patches import Geometry, by_group, patches, positions
-from graphopt.graph.io import session_source
+from graphopt.calibration.walk import KEPT_BYTES, Walk
 from graphopt.progress import Progress
-from graphopt.runtime import Array, open_session, run
+from graphopt.runtime import Array
 
 LEAST_PATCHES = 16384
 PATCHES_PER_INPUT = 4
@@ -32,6 +33,7 @@ class Probe:
     """Where and how to look at one layer.
 
     name: its output value. source: its input value. weight: [O, C/g * taps]; bias: [O] or None.
+    patches: how many to look at.
     """
 
     name: str
@@ -39,15 +41,25 @@ class Probe:
     geometry: Geometry
     weight: Array
     bias: Array | None
+    patches: int
+
+    @classmethod
+    def of(
+        cls, name: str, source: str, geometry: Geometry, weight: Array, bias: Array | None
+    ) -> Probe:
+        """A probe that looks at as many patches as a regression on them wants."""
+        patches = max(LEAST_PATCHES, PATCHES_PER_INPUT * int(weight.shape[1]))
+        return cls(name, source, geometry, weight, bias, patches)
+
+    def thinned(self, share: float) -> Probe:
+        """The same at a share of the patches, but no fewer than two for every unfolded input."""
+        fewer = max(round(share * self.patches), 2 * self.width)
+        return replace(self, patches=min(fewer, self.patches))
 
     @property
     def width(self) -> int:
         """Unfolded inputs of one group, D."""
         return int(self.weight.shape[1])
-
-    def wanted(self) -> int:
-        """How many patches to look at."""
-        return max(LEAST_PATCHES, PATCHES_PER_INPUT * self.width)
 
     def respond(self, parts: Sequence[Array]) -> list[Array]:
         """The layer's responses [n, O/g] to the patches [n, D] of every group."""
@@ -69,7 +81,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Collector:
-    """Looks at layers on a fixed set of inputs. threads: of onnxruntime."""
+    """Looks at layers on a fixed set of inputs, with so many threads."""
 
     dataset: Dataset
     seed: int
@@ -80,73 +92,76 @@ class Collector:
     ) -> dict[str, Sampled]:
         """Moments of the layers in the original model; keeps their responses."""
         found = {probe.name: Sampled(_accumulators(probe)) for probe in probes}
-        for _, batch_size, probe, parts in self._seen(model, probes, progress):
+
+        def look(_index: int, size: int, probe: Probe, parts: list[Array]) -> None:
             sampled = found[probe.name]
             answers = probe.respond(parts)
             sampled.responses.append(answers)
             for accumulator, x, y in zip(sampled.accumulators, parts, answers, strict=True):
-                accumulator.add(x, y, batch_size)
+                accumulator.add(x, y, size)
+
+        self._look(self.walk(keep=False), model, probes, look, progress)
         return found
+
+    def walk(self, *, keep: bool = True) -> Walk:
+        """A new walk over the inputs; `keep` False where the model is only run once."""
+        return Walk(self.dataset, self.threads, KEPT_BYTES if keep else 0)
 
     def rewritten(
         self,
+        walk: Walk,
         model: ir.Model,
         probes: Sequence[Probe],
         originals: Mapping[str, Sampled],
         progress: Progress,
     ) -> dict[str, list[Accumulator]]:
-        """Moments of what the layers see in a rewritten model against the original responses."""
+        """Moments of what the layers see in a rewritten model against the original responses.
+
+        walk: how far the model has been run already.
+        """
         found = {probe.name: _accumulators(probe) for probe in probes}
-        for index, batch_size, probe, parts in self._seen(model, probes, progress):
+
+        def look(index: int, size: int, probe: Probe, parts: list[Array]) -> None:
             answers = originals[probe.name].responses[index]
             for accumulator, x, y in zip(found[probe.name], parts, answers, strict=True):
-                accumulator.add(x, y, batch_size)
+                accumulator.add(x, y, size)
+
+        self._look(walk, model, probes, look, progress)
         return found
 
-    def _seen(
-        self, model: ir.Model, probes: Sequence[Probe], progress: Progress
-    ) -> Iterator[tuple[int, int, Probe, list[Array]]]:
-        """Batch by batch and layer by layer: the sampled patches of every group."""
-        fed = {value.name for value in model.graph.inputs}
-        names = sorted({probe.source for probe in probes} - fed)
-        batches = len(self.dataset.batches)
-        session = None
-        if names:
-            with session_source(_cut_off(model, names)) as source:
-                session = open_session(source, threads=self.threads)
-        for index, batch in enumerate(self.dataset.batches):
-            values = dict(batch.feeds)
-            if session is not None:
-                wanted = {item.name for item in session.get_inputs()}
-                feeds = {name: array for name, array in batch.feeds.items() if name in wanted}
-                values |= dict(zip(names, run(session, feeds, names), strict=True))
-            for probe in probes:
-                x = values[probe.source]
-                rng = np.random.default_rng([self.seed, crc32(probe.name.encode()), index])
-                at = positions(probe.geometry, x.shape, -(-probe.wanted() // batches), rng)
-                whole = _patches_by_group(x, probe.geometry, at)
-                yield index, batch.size, probe, whole
-            progress.step()
+    def _look(
+        self,
+        walk: Walk,
+        model: ir.Model,
+        probes: Sequence[Probe],
+        look: Callable[[int, int, Probe, list[Array]], None],
+        progress: Progress,
+    ) -> None:
+        """Hand the sampled patches of every group to `look`, batch by batch.
 
+        The next batch runs while the last one is looked at; layers are looked at side by side.
+        Every layer sees its batches in order, so the sums do not depend on the number of threads.
+        """
+        values_of = walk.onto(model, sorted({probe.source for probe in probes}))
+        batches = self.dataset.batches
 
-def _patches_by_group(x: Array, geometry: Geometry, at: Array) -> list[Array]:
-    return by_group(patches(x, geometry, at), geometry.group)
+        def one(index: int, probe: Probe, values: Mapping[str, Array]) -> None:
+            x = values[probe.source]
+            rng = np.random.default_rng([self.seed, crc32(probe.name.encode()), index])
+            at = positions(probe.geometry, x.shape, -(-probe.patches // len(batches)), rng)
+            parts = by_group(patches(x, probe.geometry, at), probe.geometry.group)
+            look(index, batches[index].size, probe, parts)
+
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(self.threads) as pool:
+            following = ahead.submit(values_of, 0)
+            for index in range(len(batches)):
+                values = following.result()
+                if index + 1 < len(batches):
+                    following = ahead.submit(values_of, index + 1)
+                list(pool.map(partial(one, index, values=values), probes))
+                progress.step()
 
 
 def _accumulators(probe: Probe) -> list[Accumulator]:
     outputs = len(probe.weight) // probe.geometry.group
     return [Accumulator(probe.width, outputs) for _ in range(probe.geometry.group)]
-
-
-def _cut_off(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A clone that computes just the named values."""
-    clone = model.clone()
-    values = {v.name: v for node in clone.graph for v in node.outputs if v.name}
-    clone.graph.outputs.clear()
-    for name in names:
-        value = values[name]
-        if value.type is None:
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-        clone.graph.outputs.append(value)
-    common_passes.RemoveUnusedNodesPass()(clone)
-    return clone

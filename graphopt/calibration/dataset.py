@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,13 @@ class Batch:
         """Samples in the batch: the first axis of its first array."""
         first = next(iter(self.feeds.values()), np.zeros(1))
         return int(first.shape[0]) if first.ndim else 1
+
+    def parts(self, most: int) -> Iterator[Batch]:
+        """The batch in pieces of at most `most` samples."""
+        for start in range(0, self.size, most):
+            piece = slice(start, start + most)
+            labels = None if self.labels is None else self.labels[piece]
+            yield Batch({name: array[piece] for name, array in self.feeds.items()}, labels)
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,11 @@ class Dataset:
             kept.append(batch)
             count += batch.size
         return Dataset(tuple(kept), self.source, self.description)
+
+    def in_batches(self, most: int) -> Dataset:
+        """The same samples in batches of at most this many (along the first axis of all arrays)."""
+        parts = tuple(part for batch in self.batches for part in batch.parts(most))
+        return Dataset(parts, self.source, self.description)
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,33 @@ from graphopt.runtime import Array
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a layer slides over its input. pads: begins, then ends; () for fully connected layers."""
+    """How a layer slides over its input. pads: begins, then ends; () for fully connected layers.
+
+    transposed: the output at q sees, at tap u, the input at (q + pads - dilations u) / strides, and
+    zero where there is none (see `Layer`). output_padding: of transposed convolutions.
+    """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads: tuple[int, ...]
     group: int
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
 
     def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Spatial size of the output for an input of this spatial size."""
         rank = len(self.kernel)
+        if self.transposed:
+            return tuple(
+                (size[a] - 1) * self.strides[a]
+                + self.dilations[a] * (k - 1)
+                + 1
+                + self.output_padding[a]
+                - self.pads[a]
+                - self.pads[a + rank]
+                for a, k in enumerate(self.kernel)
+            )
         return tuple(
             (size[a] + self.pads[a] + self.pads[a + rank] - self.dilations[a] * (k - 1) - 1)
             // self.strides[a]
@@ -49,21 +65,40 @@ def patches(x: Array, geometry: Geometry, at: Array) -> Array:
     rank = len(geometry.kernel)
     if rank == 0:
         return x[at[:, 0]]
+    if geometry.transposed:
+        return _gathered(x, geometry, at)
     padding = [(0, 0), (0, 0)]
     padding += [(geometry.pads[a], geometry.pads[a + rank]) for a in range(rank)]
     padded = np.pad(x, padding) if any(geometry.pads) else x
-    offsets = np.stack(
-        np.meshgrid(
-            *(np.arange(k) * d for k, d in zip(geometry.kernel, geometry.dilations, strict=True)),
-            indexing="ij",
-        )
-    ).reshape(rank, -1)  # [rank, taps]
+    offsets = _offsets(geometry)
     starts = at[:, 1:] * np.asarray(geometry.strides)  # [count, rank]
     index = starts[:, :, None] + offsets[None]  # [count, rank, taps]
     moved = np.moveaxis(padded, 1, -1)  # [N, *size, C]
     picked = moved[(at[:, 0][:, None], *(index[:, a] for a in range(rank)))]  # [count, taps, C]
     unfolded: Array = picked.transpose(0, 2, 1).reshape(len(at), -1)
     return unfolded
+
+
+def _gathered(x: Array, geometry: Geometry, at: Array) -> Array:
+    """Patches of a transposed convolution: what is scattered to the positions."""
+    rank = len(geometry.kernel)
+    size, strides, begins = (
+        np.asarray(v)[None, :, None] for v in (x.shape[2:], geometry.strides, geometry.pads[:rank])
+    )
+    index, rest = np.divmod(at[:, 1:, None] + begins - _offsets(geometry)[None], strides)
+    there = np.all((rest == 0) & (index >= 0) & (index < size), axis=1)  # [count, taps]
+    index = np.clip(index, 0, size - 1)
+    moved = np.moveaxis(x, 1, -1)  # [N, *size, C]
+    picked = moved[(at[:, 0][:, None], *(index[:, a] for a in range(rank)))]  # [count, taps, C]
+    picked = np.where(there[:, :, None], picked, x.dtype.type(0))
+    unfolded: Array = picked.transpose(0, 2, 1).reshape(len(at), -1)
+    return unfolded
+
+
+def _offsets(geometry: Geometry) -> Array:
+    """How far every tap is from the first one: [rank, taps]."""
+    axes = (np.arange(k) * d for k, d in zip(geometry.kernel, geometry.dilations, strict=True))
+    return np.stack(np.meshgrid(*axes, indexing="ij")).reshape(len(geometry.kernel), -1)
 
 
 def responses(y: Array, at: Array) -> Array:

@@ -36,11 +36,13 @@ class LeadingFactors:
 class LeadingFit:
     """All ranks of a leading-coordinates scheme for one weight in one metric.
 
-    basis: T, rows by importance. step: coordinates per unit of rank. missed: [ranks + 1] squared
-    response error left at rank 0, 1, 2, ...
+    basis: T, rows by importance. importance: squared response through each row were it alone, [J]
+    for mixing, [J, T] for separate. step: coordinates per unit of rank. missed: [ranks + 1]
+    squared response error left at rank 0, 1, 2, ...
     """
 
     basis: Array
+    importance: Array
     lower: Array
     response: Array
     step: int
@@ -59,12 +61,18 @@ class LeadingFit:
         second = scipy.linalg.solve_triangular(
             block, self.response[:, :count].T, lower=True, trans="T", check_finite=False
         ).T
-        first = self.basis[:rank]
-        # Rows of unit length: in a metric near singular (dead channels) they are too long for float16.
-        norms = np.linalg.norm(first, axis=-1)
-        spread = norms.reshape(rank, -1)  # [R, 1] for mixing, [T, J] for separate
-        second = second.reshape(self.response.shape[0], rank, self.trailing) * spread
-        return LeadingFactors(first / norms[..., None], second)
+        second = second.reshape(self.response.shape[0], rank, self.trailing)
+        return unit_rows(self.basis[:rank], second)
+
+
+def unit_rows(first: Array, second: Array) -> LeadingFactors:
+    """The same product with a first factor of rows of unit length.
+
+    In a metric near singular (dead channels) they are too long for float16.
+    """
+    norms = np.linalg.norm(first, axis=-1)
+    spread = norms.reshape(len(first), -1)  # [R, 1] for mixing, [T, J] for separate
+    return LeadingFactors(first / norms[..., None], second * spread)
 
 
 def mixing(weight: Array, gram: Array) -> LeadingFit:
@@ -79,7 +87,7 @@ def mixing(weight: Array, gram: Array) -> LeadingFit:
     root = scipy.linalg.cholesky(_regular(moment), lower=True, check_finite=False)
     stacked = np.moveaxis(weight, 2, 0).reshape(-1, size) @ root
     # Right singular vectors from the small side: J x J.
-    _, vectors = scipy.linalg.eigh(stacked.T @ stacked, check_finite=False)
+    values, vectors = scipy.linalg.eigh(stacked.T @ stacked, check_finite=False)
     vectors = vectors[:, ::-1]
     basis = scipy.linalg.solve_triangular(root, vectors, lower=True, trans="T").T
     inverse = root @ vectors
@@ -88,6 +96,7 @@ def mixing(weight: Array, gram: Array) -> LeadingFit:
     seen = np.tensordot(weight, inverse, axes=(1, 0)).transpose(0, 2, 1)  # [O, R, K]
     return _fit(
         basis,
+        np.maximum(values[::-1], 0.0),
         moved.reshape(size * taps, size * taps),
         seen.reshape(outputs, size * taps),
         step=taps,
@@ -105,10 +114,12 @@ def separate(weight: Array, gram: Array) -> LeadingFit:
     metric = gram.reshape(size, taps, size, taps)
     basis = np.empty((taps, size, taps))
     inverse = np.empty((size, taps, taps))
+    importance = np.zeros((size, taps))
     for channel in range(size):
         own = _regular(metric[channel, :, channel, :])
         root = scipy.linalg.cholesky(own, lower=True, check_finite=False)
-        _, _, right = np.linalg.svd(weight[:, channel] @ root, full_matrices=True)
+        _, values, right = np.linalg.svd(weight[:, channel] @ root, full_matrices=True)
+        importance[channel, : len(values)] = values**2
         basis[:, channel] = scipy.linalg.solve_triangular(root, right.T, lower=True, trans="T").T
         inverse[channel] = root @ right.T
     # New coordinates (t, j): every channel's t-th filter response.
@@ -117,16 +128,23 @@ def separate(weight: Array, gram: Array) -> LeadingFit:
     seen = np.einsum("ojk,jkt->otj", weight, inverse, optimize=True)
     count = size * taps
     return _fit(
-        basis, moved.reshape(count, count), seen.reshape(outputs, count), step=size, trailing=size
+        basis,
+        importance,
+        moved.reshape(count, count),
+        seen.reshape(outputs, count),
+        step=size,
+        trailing=size,
     )
 
 
-def _fit(basis: Array, gram: Array, weight: Array, *, step: int, trailing: int) -> LeadingFit:
+def _fit(
+    basis: Array, importance: Array, gram: Array, weight: Array, *, step: int, trailing: int
+) -> LeadingFit:
     lower = scipy.linalg.cholesky(_regular(gram), lower=True, check_finite=False)
     response = weight @ lower
     per_rank = (response**2).sum(axis=0).reshape(-1, step).sum(axis=1)
     missed = np.concatenate([np.cumsum(per_rank[::-1])[::-1], [0.0]])
-    return LeadingFit(basis, lower, response, step, missed, trailing)
+    return LeadingFit(basis, importance, lower, response, step, missed, trailing)
 
 
 def _regular(gram: Array) -> Array:

@@ -65,6 +65,11 @@ class Moments:
         best: Array = self.mean_output - matrix @ self.mean_input
         return best
 
+    def unweighted(self) -> Moments:
+        """With all inputs of equal weight: a fit to the weight alone, but for the bias."""
+        scale = float(np.trace(self.gram)) / max(len(self.gram), 1)
+        return replace(self, gram=scale * np.eye(len(self.gram)))
+
     def shrunk(self, share: float | None = None) -> Moments:
         """The Gram matrix moved towards its diagonal, by `share` or as the samples warrant.
 

@@ -23,7 +23,7 @@ class Weighting:
     inverse: Array
 
     @classmethod
-    def of(cls, metric: Array, shrinkage: float = 0.2) -> Weighting:
+    def of(cls, metric: Array, shrinkage: float = 0.05) -> Weighting:
         """From M [O, O], moved towards a multiple of the identity so that nothing is free."""
         size = len(metric)
         mean = float(np.trace(metric)) / size

@@ -65,7 +65,11 @@ class Scope:
     def _info(self, value: ir.Value | None) -> TensorInfo | None:
         if value is None or value.name is None or not self.is_main:
             return None
-        return self.infos.get(value.name)
+        info = self.infos.get(value.name)
+        if info is None and value.const_value is not None:  # made by a rewrite
+            tensor = value.const_value
+            return TensorInfo(tensor.dtype, tuple(tensor.shape.numpy()))
+        return info
 
 
 def scopes(model: ir.Model, infos: Mapping[str, TensorInfo]) -> Iterator[Scope]:

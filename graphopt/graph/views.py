@@ -30,7 +30,8 @@ class ConvView:
     """A Conv or ConvTranspose with constant weights (https://onnx.ai/onnx/operators/onnx__Conv.html).
 
     weight: Conv [O, C/g, *kernel]; ConvTranspose [C, O/g, *kernel]. bias: [O] or None.
-    pads: ONNX order, all begins then all ends; None while `auto_pad` asks for the input's size.
+    pads: ONNX order, all begins then all ends; None while `auto_pad` (or a ConvTranspose's
+    `output_shape`) asks for the input's size. output_padding: zeros for a Conv.
     """
 
     node: ir.Node
@@ -42,6 +43,7 @@ class ConvView:
     auto_pad: str
     group: int
     transposed: bool
+    output_padding: tuple[int, ...]
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -77,19 +79,22 @@ class ConvView:
         dilations = attribute_ints(node, "dilations") or (1,) * spatial
         auto_pad = attribute_string(node, "auto_pad", "NOTSET")
         transposed = node.op_type == "ConvTranspose"
-        pads = attribute_ints(node, "pads") or (0,) * (2 * spatial)
+        pads: tuple[int, ...] | None = attribute_ints(node, "pads") or (0,) * (2 * spatial)
+        if auto_pad != "NOTSET":
+            pads = _auto_pads(scope, node, weight.shape[2:], strides, dilations, auto_pad)
+        if attribute_ints(node, "output_shape"):
+            pads = None
         return cls(
             node=node,
             weight=weight,
             bias=bias,
             strides=strides,
             dilations=dilations,
-            pads=pads
-            if auto_pad == "NOTSET"
-            else _auto_pads(scope, node, weight.shape[2:], strides, dilations, auto_pad),
+            pads=pads,
             auto_pad=auto_pad,
             group=attribute_int(node, "group", 1),
             transposed=transposed,
+            output_padding=attribute_ints(node, "output_padding") or (0,) * spatial,
         )
 
 

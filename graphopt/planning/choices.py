@@ -16,6 +16,7 @@ from graphopt.cost.stopwatch import Stopwatch
 from graphopt.graph.edit import forget_names
 from graphopt.graph.scope import Scope, follower, is_op
 from graphopt.planning.guard import Guard
+from graphopt.planning.notebook import Figures, Notebook, noted, probe_key
 from graphopt.planning.workshop import Candidate, Realised
 from graphopt.progress import Progress
 from graphopt.rewrites.base import Decline
@@ -82,6 +83,7 @@ def price(
     guard: Guard,
     timer: Timer | None,
     progress: Progress,
+    notebook: Notebook | None = None,
 ) -> tuple[list[Options], list[Decline]]:
     """Measure what is offered: latency of every candidate, output sensitivity of every layer.
 
@@ -101,7 +103,7 @@ def price(
             reason = "no candidate is measurably faster than the layer"
             refused.append(Decline(name, (node.name or layer,), reason))
         if faster:
-            errors = _output_errors(scope, [c for c, _, _ in faster], guard)
+            errors = _output_errors(scope, [c for c, _, _ in faster], guard, notebook)
             if not errors:
                 reason = "the outputs are not finite, or no longer zero, with a candidate in place"
                 names = dict.fromkeys(candidate.rewrite for candidate, _, _ in faster)
@@ -146,8 +148,20 @@ def context_of(scope: Scope, node: ir.Node) -> list[ir.Node]:
     return [node] if after is None or not is_op(after, *_ACTIVATIONS) else [node, after]
 
 
+def error_alone(
+    scope: Scope, candidate: Candidate, guard: Guard, notebook: Notebook | None
+) -> float:
+    """Output error on the fitting inputs with one candidate, fitted on its own, in place."""
+
+    def measure() -> Figures:
+        return (guard.fitting_error(with_candidates(scope, [candidate.realised])),)
+
+    (error,) = noted(notebook, lambda: probe_key(candidate), measure)
+    return math.inf if error is None else error
+
+
 def _output_errors(
-    scope: Scope, candidates: Sequence[Candidate], guard: Guard
+    scope: Scope, candidates: Sequence[Candidate], guard: Guard, notebook: Notebook | None
 ) -> dict[Candidate, float]:
     """Expected output error of every candidate of a layer.
 
@@ -162,7 +176,7 @@ def _output_errors(
     xs, ys = [], []
     for index in picked:
         probe = ordered[index]
-        measured = guard.fitting_error(with_candidates(scope, [probe.realised]))
+        measured = error_alone(scope, probe, guard, notebook)
         if not math.isfinite(measured):
             return {}
         xs.append(np.log(max(probe.error, _TINY)))

@@ -11,16 +11,19 @@ reconstruction).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from graphopt.calibration.accumulate import Accumulator
 from graphopt.calibration.collect import Collector, Probe, Sampled
-from graphopt.factorize.moments import Moments
+from graphopt.graph.edit import forget_names
 from graphopt.graph.scope import Scope
-from graphopt.planning.choices import with_candidates
+from graphopt.planning.choices import Choice, place
 from graphopt.planning.search import Plan
-from graphopt.planning.workshop import Candidate, Realised
+from graphopt.planning.workshop import Realised
 from graphopt.progress import Silent
 
 Fit = Callable[[Plan], Sequence[Realised]]
@@ -31,44 +34,59 @@ Fit = Callable[[Plan], Sequence[Realised]]
 class Refitter:
     """Fits plans on the fitting inputs.
 
-    probes, originals: by layer name. most_waves: passes over the inputs a plan may take.
+    probes, originals: by layer name. polish: take the time for better factors where the closed
+    form is no optimum. most_waves: passes over the inputs a plan may take.
     """
 
     scope: Scope
     collector: Collector
     probes: Mapping[str, Probe]
     originals: Mapping[str, Sampled]
-    most_waves: int = 16
+    polish: bool = True
+    most_waves: int = 64
 
     def fit(self, plan: Plan) -> list[Realised]:
         """The plan's candidates with weights fitted asymmetrically, in topological order."""
         order = {node.outputs[0].name: i for i, node in enumerate(self.scope.graph)}
         choices = sorted(plan, key=lambda choice: order[choice.layer])
-        step = -(-len(choices) // self.most_waves)
+        step = max(1, -(-len(choices) // self.most_waves))
+        model = self.scope.model.clone()
+        forget_names(model)
+        scope = Scope(model, model.graph, self.scope.infos)
+        walk = self.collector.walk()
         done: list[Realised] = []
-        for start in range(0, len(choices), max(step, 1)):
+        for start in range(0, len(choices), step):
             wave = choices[start : start + step]
-            if not done:  # nothing before it has changed: the symmetric fit is the asymmetric one
-                done += [choice.candidate.realised for choice in wave]
-                continue
-            model = with_candidates(self.scope, done)
-            seen = self.collector.rewritten(
-                model, [self.probes[c.layer] for c in wave], self.originals, Silent()
-            )
-            done += [
-                _refitted(choice.candidate, [a.moments() for a in seen[choice.layer]])
-                for choice in wave
-            ]
+            if start == 0:  # nothing before it has changed: the symmetric fit is the asymmetric one
+                fitted = [_own(choice, self.polish) for choice in wave]
+            else:
+                probes = [self.probes[choice.layer] for choice in wave]
+                seen = self.collector.rewritten(walk, model, probes, self.originals, Silent())
+                with ThreadPoolExecutor(self.collector.threads) as pool:
+                    fitted = list(pool.map(partial(_refitted, seen=seen, polish=self.polish), wave))
+            for realised in fitted:
+                place(scope, realised)
+            done += fitted
         return done
 
 
-def _refitted(candidate: Candidate, seen: Sequence[Moments]) -> Realised:
+def _refitted(choice: Choice, seen: Mapping[str, Sequence[Accumulator]], polish: bool) -> Realised:
     """The asymmetric fit, or the symmetric one where what the layer sees is not finite."""
-    if all(np.isfinite(m.gram).all() and np.isfinite(m.cross).all() for m in seen):
-        return candidate.refitted(seen)
-    return candidate.realised
+    found = [accumulator.moments() for accumulator in seen[choice.layer]]
+    if all(np.isfinite(m.gram).all() and np.isfinite(m.cross).all() for m in found):
+        return choice.candidate.refitted(found, polish)
+    return choice.candidate.realised
+
+
+def _own(choice: Choice, polish: bool) -> Realised:
+    return choice.candidate.polished if polish else choice.candidate.realised
 
 
 def symmetric(plan: Plan) -> Sequence[Realised]:
     """The plan's candidates fitted each to its original input (or weight)."""
     return [choice.candidate.realised for choice in plan]
+
+
+def polished(plan: Plan) -> Sequence[Realised]:
+    """Like `symmetric`, with better factors where the closed form is no optimum."""
+    return [choice.candidate.polished for choice in plan]

@@ -12,34 +12,46 @@ import onnx_ir as ir
 from graphopt.errors import BudgetError
 from graphopt.graph.scope import Scope
 from graphopt.planning.budget import Budget, Limit
-from graphopt.planning.choices import Options, with_candidates
+from graphopt.planning.choices import with_candidates
 from graphopt.planning.fitting import Fit, symmetric
 from graphopt.planning.guard import Guard, Measured
-from graphopt.planning.search import Found, Plan, crossing, plan_of, reaching, sequence, within
+from graphopt.planning.guided import curve, settle
+from graphopt.planning.notebook import Figures, Notebook, noted, plan_key
+from graphopt.planning.search import Found, Plan, Step, plan_of, reaching, within
 from graphopt.planning.workshop import Realised
 from graphopt.progress import Progress
 
-_REFITTED_TRIES = 3
+_REFITTED_TRIES = 1
 """Single steps tried beyond the prefix when every try is a fit of the whole plan."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The plan with its fitted weights, and what ended the search (None: nothing more to gain)."""
+    """The plan with its fitted weights, and what ended the search (None: nothing more to gain).
+
+    steps: those that lead to the plan, most worthwhile first.
+    """
 
     plan: Plan
     realised: tuple[Realised, ...]
     bound_by: Limit | None
+    steps: tuple[Step, ...] = ()
 
 
 class _Search:
     """One search: remembers what was fitted and measured."""
 
     def __init__(
-        self, scope: Scope, budget: Budget, guard: Guard, fit: Fit, progress: Progress
+        self,
+        scope: Scope,
+        budget: Budget,
+        guard: Guard,
+        fit: Fit,
+        progress: Progress,
+        notebook: Notebook | None,
     ) -> None:
         self._scope, self._budget, self._guard = scope, budget, guard
-        self._fit, self._progress = fit, progress
+        self._fit, self._progress, self._notebook = fit, progress, notebook
         self.fitted: dict[Plan, Sequence[Realised]] = {}
         self.measured: dict[Plan, Measured] = {}
         self.speeds: dict[Plan, float] = {}
@@ -53,9 +65,18 @@ class _Search:
     def fits(self, plan: Plan) -> bool:
         """Whether a plan keeps to the limits on the held-out inputs."""
         if plan not in self.measured:
-            self.measured[plan] = self._guard.held_out(self._build(plan))
+            self.measured[plan] = self._measure(plan)
             self._progress.step(f"{len(plan)} layers, error {self.measured[plan].error:.3g}")
         return not exceeded(self._budget, self.measured[plan])
+
+    def _measure(self, plan: Plan) -> Measured:
+        def figures() -> Figures:
+            found = self._guard.held_out(self._build(plan))
+            return found.error, found.drop, found.expected_drop
+
+        fit = getattr(self._fit, "__qualname__", "as a whole")
+        error, drop, expected = noted(self._notebook, lambda: plan_key(plan, fit), figures)
+        return Measured(math.inf if error is None else error, drop, expected)
 
     def used(self, plan: Plan) -> float:
         """The share of the budget that a plan uses up: above 1 it exceeds a limit."""
@@ -65,7 +86,8 @@ class _Search:
         if budget.max_error is not None:
             shares.append(found.error / max(budget.max_error, 1e-9))
         if budget.max_drop is not None:
-            shares.append((found.drop or 0.0) / max(budget.max_drop, 1e-9))
+            drop = found.drop if found.expected_drop is None else found.expected_drop
+            shares.append((drop or 0.0) / max(budget.max_drop, 1e-9))
         return max(shares) if np.isfinite(shares).all() else math.inf
 
     def speedup(self, plan: Plan) -> float:
@@ -85,28 +107,31 @@ class _Search:
 
 def choose(
     scope: Scope,
-    options: Sequence[Options],
+    steps: Sequence[Step],
     budget: Budget,
     guard: Guard,
     progress: Progress,
     refit: Fit | None = None,
+    notebook: Notebook | None = None,
 ) -> Chosen:
-    """The plan for a budget.
+    """The plan for a budget: so many of the steps, most worthwhile first.
 
     With a limit on error or drop: the fastest plan inside it. With a speed-up: the least error that
     reaches it. With both: whichever binds first. The search first uses each layer's own fit; with
-    `refit` (which fits a plan as a whole, better and slower) it then goes on from there.
+    `refit` (which fits a plan as a whole, better and slower) it then goes on from there. What the
+    notebook knows of a plan is not measured again.
 
     Raises:
         BudgetError: Only a speed-up was asked for, and nothing on offer reaches it.
     """
-    steps = sequence(options)
     progress.stage("Searching the budget", None)
-    quick = _Search(scope, budget, guard, symmetric, progress)
-    final = quick if refit is None else _Search(scope, budget, guard, refit, progress)
+    quick = _Search(scope, budget, guard, symmetric, progress, notebook)
+    final = quick
+    if refit is not None:
+        final = _Search(scope, budget, guard, refit, progress, notebook)
 
     def chosen(found: Found) -> Chosen:
-        return Chosen(found.plan, tuple(final.realised(found.plan)), found.bound_by)
+        return Chosen(found.plan, tuple(final.realised(found.plan)), found.bound_by, found.steps)
 
     if budget.max_error is None and budget.max_drop is None:
         reached = reaching(steps, quick.fast)
@@ -120,8 +145,8 @@ def choose(
     if refit is None:
         found = within(steps, quick.fits, limit)
     else:
-        near = crossing(steps, quick.used, 1.0)
-        found = within(steps, final.fits, limit, near=near, tries=_REFITTED_TRIES)
+        known = settle(steps, curve(steps, quick.used), final.fits, final.used)
+        found = within(steps, final.fits, limit, known=known, tries=_REFITTED_TRIES)
     if found.bound_by is not None and budget.max_error is not None and budget.max_drop is not None:
         found = Found(found.steps, _binding(budget, final.measured))
     if budget.speedup is not None:
@@ -133,10 +158,16 @@ def choose(
 
 
 def exceeded(budget: Budget, measured: Measured) -> Limit | None:
-    """The limit that a measurement breaks, or None."""
+    """The limit that a measurement breaks, or None.
+
+    A drop must keep to its limit both as counted and, where that is known, as expected: what luck
+    with the held-out samples gives is not taken.
+    """
     if budget.max_error is not None and not measured.error <= budget.max_error:
         return "max_error"
-    if budget.max_drop is not None and not (measured.drop or 0.0) <= budget.max_drop:
+    if budget.max_drop is not None and not all(
+        (drop or 0.0) <= budget.max_drop for drop in (measured.drop, measured.expected_drop)
+    ):
         return "max_drop"
     return None
 

@@ -49,7 +49,7 @@ def _macs_ratio(layer: Layer, error: float) -> float:
         cube = weight.reshape(outputs, inputs, taps)
         by_output = max(by_output, _rank(cube.reshape(outputs, -1), error))
         by_input = max(by_input, _rank(np.moveaxis(cube, 1, 0).reshape(inputs, -1), error))
-    thin = by_output * (inputs * taps + outputs) / whole
+    thin = by_output * (inputs * taps + outputs * layer.spread) / whole
     reduced = by_input * (inputs + outputs * taps) / whole
     return min(thin, reduced) if taps > 1 else thin
 

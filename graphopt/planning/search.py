@@ -14,16 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-from scipy.optimize import isotonic_regression
-
 from graphopt.planning.budget import Limit
 from graphopt.planning.choices import Choice, Options
 
 Plan = tuple[Choice, ...]
 
 _EXTRA_TRIES = 8
-_LARGE = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,64 +58,9 @@ def plan_of(steps: Sequence[Step]) -> Plan:
     return tuple(last.values())
 
 
-def crossing(
-    steps: Sequence[Step], measure: Callable[[Plan], float], limit: float, points: int = 12
-) -> int:
-    """About how many steps keep a noisy quantity within a limit.
-
-    Measured at evenly spaced prefixes and smoothed by isotonic regression: a drop in accuracy on a
-    few hundred samples goes up and down by chance, its trend does not.
-    """
-    if not steps:
-        return 0
-    counts = np.unique(np.linspace(0, len(steps), points + 1).round().astype(int))
-    values = [min(_LARGE, measure(plan_of(steps[:count]))) for count in counts[1:]]
-    smooth = isotonic_regression([0.0, *values]).x
-    inside = np.flatnonzero(smooth <= limit)
-    last = int(inside[-1]) if len(inside) else 0
-    if last == len(counts) - 1:
-        return len(steps)
-    rise = smooth[last + 1] - smooth[last]
-    share = (limit - smooth[last]) / rise if rise > 0 else 0.0
-    return int(counts[last] + share * (counts[last + 1] - counts[last]))
-
-
-def prefix(steps: Sequence[Step], fits: Callable[[Plan], bool], near: int | None = None) -> int:
-    """How many steps can be taken so that the plan still fits.
-
-    By bisection; with `near`, where the answer is expected, the bracket is grown from there, and one
-    plan that does not fit does not yet end the search upwards (measurements are noisy).
-    """
-
-    def holds(count: int) -> bool:
-        return fits(plan_of(steps[:count]))
-
-    if near is None:
-        return _last(len(steps), holds)
-    stride = max(1, len(steps) // 12)
-    low, high = _bracket(holds, min(near, len(steps)), stride, len(steps))
-    return _bisect(low, high, holds)
-
-
-def _bracket(holds: Callable[[int], bool], near: int, stride: int, most: int) -> tuple[int, int]:
-    """(a count that holds, a larger one that does not or most + 1), grown from `near`."""
-    if near == 0 or holds(near):
-        low, high, failed = near, most + 1, 0
-        count = near + stride
-        while count - stride < most and failed < 2:
-            count = min(count, most)
-            if holds(count):
-                low, high, failed = count, most + 1, 0
-            else:
-                high, failed = min(high, count), failed + 1
-            count += stride
-        return low, high
-    high = near
-    while high > stride:
-        if holds(high - stride):
-            return high - stride, high
-        high, stride = high - stride, 2 * stride
-    return 0, high
+def prefix(steps: Sequence[Step], fits: Callable[[Plan], bool]) -> int:
+    """How many steps can be taken so that the plan still fits, by bisection."""
+    return _last(len(steps), lambda count: fits(plan_of(steps[:count])))
 
 
 def within(
@@ -127,11 +68,14 @@ def within(
     fits: Callable[[Plan], bool],
     limit: Limit,
     *,
-    near: int | None = None,
+    known: int | None = None,
     tries: int = _EXTRA_TRIES,
 ) -> Found:
-    """The longest prefix of the steps whose plan fits, then single steps beyond it that still do."""
-    taken = list(steps[: prefix(steps, fits, near)])
+    """The longest prefix of the steps whose plan fits, then single steps beyond it that still do.
+
+    known: the length of the prefix, if it has been found already.
+    """
+    taken = list(steps[: prefix(steps, fits) if known is None else known])
     if len(taken) == len(steps):
         return Found(tuple(taken), None)
     for step in steps[len(taken) + 1 :]:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from graphopt.factorize.moments import Moments, target
 from graphopt.factorize.weighting import Weighting
 from graphopt.graph.scope import Scope
+from graphopt.planning.method import Method
 from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.approximate.scheme import Array, Decomposition, Ranks, Scheme
 from graphopt.rewrites.approximate.structure import Factored, Row, cost, put, sketched, through
@@ -79,14 +80,24 @@ class Candidate:
         factored = self.workshop.decomposition(self.layer, self.scheme).factors(self.ranks)
         return Realised(self, factored, _bias(self.layer, factored, moments))
 
-    def refitted(self, seen: Sequence[Moments]) -> Realised:
-        """Fitted to reproduce the original response from what the layer really sees."""
+    @cached_property
+    def polished(self) -> Realised:
+        """Like `realised`, and polished."""
+        moments = self.workshop.moments[self.layer.name]
+        made = self.workshop.decomposition(self.layer, self.scheme)
+        factored = made.weights(self.ranks, polish=True)
+        return Realised(self, factored, _bias(self.layer, factored, moments))
+
+    def refitted(self, seen: Sequence[Moments], polish: bool = False) -> Realised:
+        """Fitted to reproduce the original response from what the layer really sees.
+
+        polish: take the time for better factors where the closed form is no optimum.
+        """
         weights = _matrices(self.layer)
         targets = [target(w, m) for w, m in zip(weights, seen, strict=True)]
-        metric = [moments.shrunk() for moments in seen]
-        factored = self.workshop.taken_apart(self.layer, self.scheme, targets, metric).factors(
-            self.ranks
-        )
+        metric = self.workshop.metric(seen)
+        made = self.workshop.taken_apart(self.layer, self.scheme, targets, metric)
+        factored = made.weights(self.ranks, polish)
         return Realised(self, factored, _bias(self.layer, factored, seen))
 
 
@@ -96,14 +107,21 @@ class Workshop:
 
     moments: per layer name, one per group; shrunk. block: the channel block ranks are multiples of.
     weightings: per layer name and group, the metric of the outputs; empty where it is unknown.
+    method: what a fit consists of.
     """
 
     moments: Mapping[str, Sequence[Moments]]
     block: int
     weightings: Mapping[str, Sequence[Weighting]] = field(default_factory=dict)
+    method: Method = field(default_factory=Method)
     _kept: OrderedDict[tuple[str, str], tuple[int, Decomposition]] = field(
         default_factory=OrderedDict
     )
+
+    def metric(self, seen: Sequence[Moments]) -> list[Moments]:
+        """What a layer sees, as the metric of a fit."""
+        shrunk = [m.shrunk(None if self.method.shrinkage else 0.0) for m in seen]
+        return shrunk if self.method.activation_aware else [m.unweighted() for m in shrunk]
 
     def decomposition(self, layer: Layer, scheme: Scheme) -> Decomposition:
         """The decomposition of a layer by a scheme, made anew if it was dropped."""
@@ -132,7 +150,12 @@ class Workshop:
         scaled = [w.root @ t for w, t in zip(weighting, targets, strict=True)]
         made = scheme.decompose(layer, scaled, metric, self.block)
         back = [w.inverse for w in weighting]
-        return replace(made, factors=lambda ranks: through(made.factors(ranks), back))
+
+        def mapped(ranks: Ranks, polish: bool) -> Factored:
+            return through(made.weights(ranks, polish), back)
+
+        polished = partial(mapped, polish=True) if made.polished is not None else None
+        return replace(made, factors=partial(mapped, polish=False), polished=polished)
 
     def _energy(self, layer: Layer) -> float:
         """Squared response of the layer, in the metrics of its inputs and of the outputs."""

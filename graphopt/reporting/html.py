@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from graphopt.reporting import groups, units
+from graphopt.reporting import scatter as scatters
 from graphopt.reporting import verdict as verdicts
 from graphopt.reporting.schema import AuditReport, OptimizeReport, Totals
 
@@ -62,6 +63,7 @@ def _optimize_context(report: OptimizeReport) -> dict[str, Any]:
     return {
         "verdict": verdicts.verdict(report),
         "bars": _bars(report.before, report.after),
+        "scatter": scatters.scatter(report.frontier),
         "rewrite_groups": groups.group_rewrites(report.rewrites),
         "approximate": groups.approximate_entries(report.rewrites),
         "declined_groups": groups.group_declined(report.declined),

@@ -146,10 +146,25 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class AccuracyDrop:
+    """A fall in top-1 accuracy as counted on the held-out samples, and as expected.
+
+    `expected` is the mean loss of probability, by the original's own calibrated probabilities,
+    where the two models disagree: an estimate of the same drop with a smaller standard error.
+    """
+
+    counted: float
+    standard_error: float
+    expected: float
+    expected_standard_error: float
+
+
+@dataclass(frozen=True)
 class Verification:
     """The proof. `tolerance` bounds relative_l2 (null: only the metric or the speed is limited).
 
-    `metric_before` and `metric_after` are the metric on the held-out samples. `own_noise` names the
+    `metric_before` and `metric_after` are the metric on the held-out samples; `accuracy_drop` says
+    how sure the difference is, where the metric is top-1 accuracy. `own_noise` names the
     outputs that were allowed more than the tolerance, because the original differs from itself by
     this much between the two levels on these inputs.
     """
@@ -161,6 +176,7 @@ class Verification:
     metric: str | None = None
     metric_before: float | None = None
     metric_after: float | None = None
+    accuracy_drop: AccuracyDrop | None = None
     rolled_back: tuple[Declined, ...] = ()
     own_noise: dict[str, float] = field(default_factory=dict)
 
@@ -181,6 +197,24 @@ class Estimate:
 
     max_error: float
     macs_ratio: float
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One model of `--pareto`: closest to the original first, the one the budget allows last.
+
+    `file` is where it is (with `--dry-run`: would be). `after` is what it costs. `error` is the
+    largest relative error of its outputs, null where none is a float; `approximated` counts its
+    approximate rewrites.
+    """
+
+    file: ModelFile
+    after: Totals
+    latency: tuple[Latency, ...]
+    error: float | None
+    metric_before: float | None
+    metric_after: float | None
+    approximated: int
 
 
 @dataclass(frozen=True)
@@ -205,6 +239,7 @@ class OptimizeReport:
     notes: tuple[str, ...]
     seconds: dict[str, float]
     peak_memory_bytes: int
+    frontier: tuple[FrontierPoint, ...] = ()
     schema_version: str = SCHEMA_VERSION
 
 

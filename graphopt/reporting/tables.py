@@ -16,8 +16,8 @@ from graphopt.reporting.groups import (
     batch_norms,
     group_rewrites,
 )
-from graphopt.reporting.schema import OptimizeReport, RewriteEntry
-from graphopt.reporting.verdict import speedup_interval
+from graphopt.reporting.schema import FrontierPoint, OptimizeReport, RewriteEntry
+from graphopt.reporting.verdict import file_name, metric_value, speedup_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,6 +58,41 @@ def totals_table(report: OptimizeReport, console: Console) -> Table:
             change = text(units.change(old, new), tone(old, new))
             made.add_row(label, form(old), form(new), change, bar(ratio, width, console))
     return made
+
+
+def frontier_table(report: OptimizeReport, console: Console) -> Table:
+    """One row for each model of `--pareto`: how fast, how close, how large."""
+    points = report.frontier
+    metric = report.verification.metric if report.verification else None
+    batches = [entry.batch for entry in points[0].latency]
+    shown = batches if console.width >= WIDE else batches[:1]
+    made = table(("model", "left"), *((f"speed-up, batch {batch}", "right") for batch in shown))
+    headers = ("error", *((metric or "metric",) if _rated(points) else ()), "MACs", "size", "sites")
+    for header in headers:
+        made.add_column(text(units.clean(header)), justify="right", no_wrap=True)
+    for point in points:
+        speeds = (
+            text(
+                f"{units.times(entry.speedup)} ({speedup_interval(entry)})",
+                "green" if entry.measurably_faster else "yellow",
+            )
+            for entry in point.latency[: len(shown)]
+        )
+        rates = (metric_value(metric, point.metric_after),) if _rated(points) else ()
+        made.add_row(
+            text(units.shorten(file_name(point.file), max(16, console.width - 66))),
+            *speeds,
+            units.error(point.error),
+            *rates,
+            units.count(point.after.macs),
+            units.size(point.after.file_bytes),
+            units.count(point.approximated),
+        )
+    return made
+
+
+def _rated(points: Sequence[FrontierPoint]) -> bool:
+    return all(point.metric_after is not None for point in points)
 
 
 def rewrites_table(entries: Sequence[RewriteEntry]) -> Table:

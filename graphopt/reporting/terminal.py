@@ -42,6 +42,9 @@ def print_optimize(report: OptimizeReport, console: Console, *, verbose: bool = 
 
     _headline(report, console)
     _section(console, None, tables.totals_table(report, console))
+    if report.frontier:
+        title = "Models, from close to the original to what the budget allows"
+        _section(console, title, tables.frontier_table(report, console))
     if report.rewrites:
         _section(console, "Rewrites", tables.rewrites_table(report.rewrites))
     sites = tables.sites_table(report.rewrites, console, verbose=verbose)

@@ -18,6 +18,7 @@ from graphopt.calibration.dataset import Batch, Dataset
 from graphopt.errors import InputError, VerificationError
 from graphopt.progress import Progress, Silent
 from graphopt.runtime import Array, Level, first_line, open_session, run
+from graphopt.verification.expected_drop import Drop, Judge
 from graphopt.verification.metrics import OutputDistance, top1
 
 Metric = Callable[[Mapping[str, Array], Mapping[str, Array]], float]
@@ -27,12 +28,16 @@ _KEPT_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Comparison:
-    """Distances per output name, and the metric of both models where there is one."""
+    """Distances per output name, and the metric of both models where there is one.
+
+    accuracy: the drop with its standard errors, where the metric is top-1 accuracy.
+    """
 
     distances: Mapping[str, OutputDistance]
     dtypes: Mapping[str, str]
     metric_before: float | None = None
     metric_after: float | None = None
+    accuracy: Drop | None = None
 
     @property
     def error(self) -> float:
@@ -63,6 +68,7 @@ class Reference:
     progress: Progress = field(default_factory=Silent)
     _session: Any = None
     _own_noise: Mapping[str, float] | None = None
+    _judge: Judge | None = None
     _kept: dict[int, list[Array]] = field(default_factory=dict)
     _kept_bytes: int = 0
 
@@ -108,6 +114,7 @@ class Reference:
         distances = {name: OutputDistance() for name in names}
         dtypes: dict[str, str] = {}
         scores, samples = np.zeros(2), 0
+        winners: list[Array] = []
         for batch, expected in self.outputs():
             found = run(session, batch.feeds)
             for name, y, z in zip(names, expected, found, strict=True):
@@ -124,9 +131,23 @@ class Reference:
                 )
                 scores += np.array([before, after]) * batch.size
                 samples += batch.size
+                if self.metric is None:
+                    winners += [w for w in map(top1, found) if w is not None][:1]
         if not samples:
             return Comparison(distances, dtypes)
-        return Comparison(distances, dtypes, *(float(s) for s in scores / samples))
+        drop = self._judged().drop(np.concatenate(winners)) if winners else None
+        before, after = (float(score) for score in scores / samples)
+        return Comparison(distances, dtypes, before, after, drop)
+
+    def _judged(self) -> Judge:
+        """The original's answers on all samples, for drops in accuracy."""
+        if self._judge is None:
+            scores, labels = [], []
+            for batch, arrays in self.outputs():
+                scores.append(next(array for array in arrays if top1(array) is not None))
+                labels.append(batch.labels)
+            self._judge = Judge.of(np.concatenate(scores), np.concatenate(labels))  # type: ignore[arg-type]
+        return self._judge
 
     def own_noise(self) -> Mapping[str, float]:
         """Relative L2 distance of the original from itself between the two optimization levels.

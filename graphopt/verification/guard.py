@@ -45,8 +45,9 @@ class ReferenceGuard:
             with session_source(model) as source:
                 comparison = self.evaluation.compare(source)
         except (InputError, VerificationError):
-            return Measured(math.inf, math.inf)
-        return Measured(comparison.error, comparison.drop)
+            return Measured(math.inf, math.inf, math.inf)
+        expected = None if comparison.accuracy is None else comparison.accuracy.expected
+        return Measured(comparison.error, comparison.drop, expected)
 
     def speedup(self, model: ir.Model) -> float:
         """Median of original / model latency, interleaved."""

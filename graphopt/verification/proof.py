@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graphopt.errors import InputError, VerificationError
 from graphopt.runtime import Level
 from graphopt.verification.compare import Comparison, Reference
+from graphopt.verification.expected_drop import Drop
 
 LEVELS: tuple[Level, ...] = ("disable_all", "enable_all")
 
@@ -60,6 +61,7 @@ class Check:
 class Proof:
     """The outcome at both levels. `reason` says what went wrong first, if something did.
 
+    accuracy: the drop with its standard errors, where the metric is top-1 accuracy.
     noisy: outputs that were allowed twice the original's own noise, with that noise (see `prove`).
     """
 
@@ -69,6 +71,7 @@ class Proof:
     metric_before: float | None = None
     metric_after: float | None = None
     noisy: Mapping[str, float] = field(default_factory=dict)
+    accuracy: Drop | None = None
 
 
 def prove(reference: Reference, candidate: str | Path | bytes, limits: Limits) -> Proof:
@@ -99,7 +102,15 @@ def prove(reference: Reference, candidate: str | Path | bytes, limits: Limits) -
         if not reason and limits.drop is not None and not drop <= limits.drop:
             reason = f"the metric falls by {drop:.4f}, more than {limits.drop:g}"
     assert last is not None
-    return Proof(tuple(checks), not reason, reason, last.metric_before, last.metric_after, noisy)
+    return Proof(
+        checks=tuple(checks),
+        passed=not reason,
+        reason=reason,
+        metric_before=last.metric_before,
+        metric_after=last.metric_after,
+        noisy=noisy,
+        accuracy=last.accuracy,
+    )
 
 
 def _violation(comparison: Comparison, name: str, limits: Limits) -> str:

@@ -7,8 +7,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from graphopt.calibration.adjoint import Adjoint, adjoint
+from graphopt.errors import InputError
 from graphopt.graph.io import session_source
 from graphopt.graph.scope import Scope, is_op
 from graphopt.graph.shapes import bind_inputs, infer, is_batch_dynamic, with_batch
@@ -262,9 +265,59 @@ CASES = {
     "depth_to_space": ("y = DepthToSpace<blocksize=2>(h)", P, 11, {}),
     "depth_to_space_crd": ('y = DepthToSpace<blocksize=2, mode="CRD">(h)', (1, 8, 2, 3), 13, {}),
     "space_to_depth": ("y = SpaceToDepth<blocksize=2>(h)", (1, 3, 4, 6), 13, {}),
+    "abs": ("y = Abs(h)", P, 13, {}),
+    "abs_old": ("y = Abs(h)", P, 7, {}),
+    "neg": ("y = Neg(h)", P, 13, {}),
+    "erf": ("y = Erf(h)", P, 13, {}),
+    "sqrt": ("a = Softplus(h) y = Sqrt(a)", P, 13, {}),
+    "log": ("a = Softplus(h) y = Log(a)", P, 13, {}),
+    "reciprocal": ("a = Exp(h) b = Add(a, c) y = Reciprocal(b)", P, 7, {"c": np.float32([1])}),
+    "power": ("y = Pow(h, c)", P, 13, {"c": np.float32(2)}),
+    "power_each": ("a = Softplus(h) y = Pow(a, c)", P, 7, {"c": w(4, 1, 1)}),
+    "power_whole": ("y = Pow(h, c)", P, 13, {"c": np.int64(3)}),
+    "expand": ("a = ReduceMean<axes=[1]>(h) y = Expand(a, s)", P, 13, {"s": ints(1, 5, 1, 1)}),
+    "log_softmax": ("y = LogSoftmax<axis=1>(h)", P, 13, {}),
+    "log_softmax_old": ("y = LogSoftmax<axis=2>(h)", P, 7, {}),
+    "lrn": ("y = LRN<size=3, alpha=0.5, beta=0.6, bias=1.5>(h)", (1, 6, 3, 4), 13, {}),
+    "lrn_wide": ("y = LRN<size=5, alpha=0.5>(h)", P, 7, {}),
+    "instance_norm": (
+        "y = InstanceNormalization<epsilon=0.01>(h, s, b)",
+        P,
+        13,
+        {"s": w(4), "b": w(4)},
+    ),
+    "instance_norm_new": ("y = InstanceNormalization(h, s, b)", P, 18, {"s": w(4), "b": w(4)}),
+    "layer_norm": ("y = LayerNormalization(h, s, b)", P, 17, {"s": w(7), "b": w(7)}),
+    "layer_norm_axes": ("y = LayerNormalization<axis=2>(h, s)", P, 17, {"s": w(6, 7)}),
+    "resize": ("y = Resize(h, , s)", P, 13, {"s": np.float32([1, 1, 2, 2])}),
+    "resize_down": ("y = Resize(h, , s)", P, 13, {"s": np.float32([1, 1, 0.5, 0.4])}),
+    "resize_channels": ("y = Resize(h, , s)", P, 13, {"s": np.float32([1, 2, 2, 1])}),
+    "resize_ten": ('y = Resize<mode="linear">(h, s)', P, 10, {"s": np.float32([1, 1, 2, 1.5])}),
+    "resize_3d": (
+        'y = Resize<coordinate_transformation_mode="asymmetric", nearest_mode="floor">(h, , s)',
+        (1, 2, 2, 3, 4),
+        13,
+        {"s": np.float32([1, 1, 3, 1.5, 2])},
+    ),
+    "resize_eleven": (
+        'y = Resize<mode="linear", coordinate_transformation_mode="align_corners">(h, r, r, n)',
+        P,
+        11,
+        {"r": np.zeros(0, np.float32), "n": ints(1, 4, 9, 14)},
+    ),
+    "resize_axes": (
+        'y = Resize<axes=[3, 2], mode="cubic", antialias=1>(h, , , n)',
+        P,
+        18,
+        {"n": ints(5, 9)},
+    ),
+    "resize_1d": ('y = Resize<mode="linear">(h, , s)', (1, 3, 5), 13, {"s": np.float32([1, 1, 2])}),
+    "upsample": ('y = Upsample<mode="nearest">(h, s)', P, 9, {"s": np.float32([1, 1, 2, 3])}),
+    "upsample_linear": ('y = Upsample<mode="linear">(h, s)', P, 9, {"s": np.float32([1, 1, 2, 2])}),
+    "upsample_old": ("y = Upsample<scales=[1.0, 1.0, 2.0, 2.0]>(h)", P, 7, {}),
     "shared": ("a = Relu(h) b = Sigmoid(h) c = Mul(a, b) y = Add(c, h)", P, 13, {}),
 }
-FIXED_BATCH = {"concat", "reduce_all_static"}
+FIXED_BATCH = {"concat", "reduce_all_static", "resize_eleven"}
 
 
 def model_of(body, shape, opset, constants, fixed=False):
@@ -300,19 +353,9 @@ def close(found, wanted, scale):
     return abs(found - wanted) <= 1e-2 * abs(wanted) + 1e-3 * scale
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("batch", [1, 3])
-def test_rule_agrees_with_finite_differences(case, batch):
-    body, shape, opset, constants = CASES[case]
-    fixed = case in FIXED_BATCH
-    model = model_of(body, shape, opset, constants, fixed)
-    before = ir.to_proto(model).SerializeToString()
-    found = adjoint(scope_of(model), ["h"])
-    assert isinstance(found, Adjoint), found
-    assert ir.to_proto(model).SerializeToString() == before
-    onnx.checker.check_model(ir.to_proto(found.model))
+def assert_agrees(model, found, x):
+    """The adjoint against central differences of the model, at x."""
     rng = np.random.default_rng(3)
-    x = spread(shape if fixed else (batch, *shape[1:]), rng)
     forward, backward = opened(model), opened(found.model)
     seed = rng.standard_normal(run(forward, {"image": x})[0].shape).astype(np.float32)
     (gradient,) = run(backward, {"image": x, found.seeds["y"]: seed}, [found.gradients["h"]])
@@ -334,9 +377,128 @@ def test_rule_agrees_with_finite_differences(case, batch):
         assert close(analytic, numeric, norm), (analytic, numeric)
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_rule_agrees_with_finite_differences(case, batch):
+    body, shape, opset, constants = CASES[case]
+    fixed = case in FIXED_BATCH
+    model = model_of(body, shape, opset, constants, fixed)
+    before = ir.to_proto(model).SerializeToString()
+    found = adjoint(scope_of(model), ["h"])
+    assert isinstance(found, Adjoint), found
+    assert ir.to_proto(model).SerializeToString() == before
+    onnx.checker.check_model(ir.to_proto(found.model))
+    x = spread(shape if fixed else (batch, *shape[1:]), np.random.default_rng(3))
+    assert_agrees(model, found, x)
+
+
+ANY_SIZE = {
+    "conv": ("y = Conv<pads=[1,1,1,1]>(h, w)", 13, {"w": w(5, 4, 3, 3)}),
+    "conv_stride": ("y = Conv<strides=[2,2], pads=[1,1,1,1]>(h, w)", 13, {"w": w(5, 4, 3, 3)}),
+    "average": (pool("AveragePool", "2,2", "2,2"), 13, {}),
+    "average_old": (pool("AveragePool", "2,2", "2,2"), 7, {}),
+    "global_average": ("a = GlobalAveragePool(h) y = Mul(a, h)", 13, {}),
+    "max": (pool("MaxPool", "2,2", "2,2"), 13, {}),
+    "max_overlap": (pool("MaxPool", "3,3", "2,2", "pads=[1,1,1,1]"), 16, {}),
+    "reduce_mean": ("a = ReduceMean<axes=[2,3]>(h) y = Sub(h, a)", 13, {}),
+    "reduce_mean_all": ("a = ReduceMean<keepdims=0>(h) y = Mul(h, a)", 13, {}),
+    "depth_to_space_crd": ('y = DepthToSpace<blocksize=2, mode="CRD">(h)', 13, {}),
+    "lrn": ("y = LRN<size=3, alpha=0.5>(h)", 13, {}),
+    "instance_norm": ("y = InstanceNormalization(h, s, b)", 13, {"s": w(4), "b": w(4)}),
+    "resize": ("y = Resize(h, , s)", 13, {"s": np.float32([1, 1, 2, 3])}),
+    "resize_half_pixel_for_nn": (
+        'y = Resize<coordinate_transformation_mode="tf_half_pixel_for_nn", nearest_mode="floor">'
+        "(h, r, s)",
+        12,
+        {"r": np.zeros(0, np.float32), "s": np.float32([1, 1, 4, 4])},
+    ),
+    "upsample": ("y = Upsample(h, s)", 9, {"s": np.float32([1, 1, 4, 2])}),
+}
+
+
+@pytest.mark.parametrize("case", ANY_SIZE)
+@pytest.mark.parametrize("size", [(4, 6), (8, 4), (2, 2)])
+def test_rule_holds_for_pictures_of_other_sizes(case, size):
+    body, opset, constants = ANY_SIZE[case]
+    model = model_of(body, ("N", 4, "H", "W"), opset, constants)
+    found = adjoint(scope_of(model, image=(1, 4, 4, 6)), ["h"])
+    assert isinstance(found, Adjoint), found
+    assert_agrees(model, found, spread((2, 4, *size), np.random.default_rng(3)))
+
+
+def test_a_matrix_does_not_pass_for_another_size():
+    body = 'y = Resize<mode="linear">(h, , s)'
+    model = model_of(body, ("N", 4, "H", "W"), 13, {"s": np.float32([1, 1, 2, 2])})
+    found = adjoint(scope_of(model, image=(1, 4, 4, 6)), ["h"])
+    assert isinstance(found, Adjoint), found
+    feeds = {"image": w(1, 4, 8, 6), found.seeds["y"]: w(1, 4, 16, 12)}
+    with pytest.raises(InputError):
+        run(opened(found.model), feeds)
+
+
+SAMPLING = {
+    "nearest": [
+        f'mode="nearest", nearest_mode="{rounding}"'
+        for rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+    ],
+    "linear": ['mode="linear"'],
+    "cubic": ['mode="cubic"', 'mode="cubic", cubic_coeff_a=-0.5, exclude_outside=1'],
+}
+COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([way for ways in SAMPLING.values() for way in ways]),
+    st.sampled_from(COORDINATES),
+    st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    st.one_of(
+        st.tuples(*[st.sampled_from([0.4, 0.5, 1, 1.3, 1.5, 2, 3, 4])] * 2),
+        st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    ),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_resizing_is_transposed(sampling, coordinates, size, target, by_scale, seed):
+    """<R x, y> = <x, R' y>."""
+    shape = (2, 3, *size)
+    if by_scale:
+        scales = np.float32([1, 1, *target])
+        assume(all(int(n * s) >= 1 for n, s in zip(size, target, strict=True)))
+        constants, operands = {"s": scales}, "h, , s"
+    else:
+        constants = {"s": ints(2, 3, *(max(int(n), 1) for n in target))}
+        operands = "h, , , s"
+    body = f'y = Resize<{sampling}, coordinate_transformation_mode="{coordinates}">({operands})'
+    model = model_of(body, shape, 13, constants, fixed=True)
+    found = adjoint(scope_of(model), ["h"])
+    assert isinstance(found, Adjoint), found
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(shape).astype(np.float32)
+    (out,) = run(opened(model), {"image": x})
+    y = rng.standard_normal(out.shape).astype(np.float32)
+    (back,) = run(opened(found.model), {"image": x, found.seeds["y"]: y}, [found.gradients["h"]])
+    assert back.shape == shape
+    scale = np.linalg.norm(y) * np.linalg.norm(x)
+    assert abs(np.vdot(out, y) - np.vdot(x, back)) <= 1e-5 * scale + 1e-6
+
+
 REFUSED = {
-    "resize": ("y = Resize(h, , s)", P, {"s": np.float32([1, 1, 2, 2])}, "no rule"),
-    "lrn": ("y = LRN<size=3>(h)", P, {}, "no rule"),
+    "no_rule": ("y = GlobalMaxPool(h)", P, {}, "no rule for this operator"),
+    "resize_batch": ("y = Resize(h, , s)", P, {"s": np.float32([2, 1, 2, 2])}, "open"),
+    "resize_computed": (
+        "a = Shape(h) b = Cast<to=1>(a) c = Div(b, b) y = Resize(h, , c)",
+        P,
+        {},
+        "not constant",
+    ),
+    "resize_crop": (
+        'y = Resize<mode="linear", coordinate_transformation_mode="tf_crop_and_resize">(h, r, s)',
+        P,
+        {"r": np.float32([0, 0, 0, 0, 1, 1, 1, 1]), "s": np.float32([1, 1, 2, 2])},
+        "crops",
+    ),
+    "power_computed": ("y = Pow(h, h)", P, {}, "exponent"),
     "pad_edge": ('y = Pad<mode="edge">(h, p)', P, {"p": ints(0, 0, 1, 1, 0, 0, 1, 1)}, "mode"),
     "slice_backwards": (
         "y = Slice(h, s, e, a, t)",
@@ -367,7 +529,7 @@ def test_what_has_no_rule_is_refused_with_a_reason(case):
 
 
 def test_what_lies_before_the_wanted_values_needs_no_rule():
-    model = model_of("a = LRN<size=3>(h) b = Relu(a) y = Sigmoid(b)", P, 13, {})
+    model = model_of("a = GlobalMaxPool(h) b = Relu(a) y = Sigmoid(b)", P, 13, {})
     found = adjoint(scope_of(model), ["a", "b"])
     assert isinstance(found, Adjoint)
     assert set(found.gradients) == {"a", "b"}
@@ -412,6 +574,24 @@ def test_max_pool_gives_a_tie_to_one_place():
     (gradient,) = run(opened(found.model), feeds)
     assert np.count_nonzero(gradient) == 8
     np.testing.assert_allclose(gradient.sum(), feeds[found.seeds["y"]].sum(), rtol=1e-5)
+
+
+def test_a_pyramid_with_gates_holds_for_pictures_of_other_sizes():
+    body = """
+        a = Conv<strides=[2,2], pads=[1,1,1,1]>(h, w1) b = HardSwish(a)
+        c = Conv<strides=[2,2], pads=[1,1,1,1]>(b, w2) m = GlobalAveragePool(c)
+        i = HardSigmoid(m) d = Mul(c, i) e = Resize<coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor">(d, , s) f = Add(e, b) k = Concat<axis=1>(e, f)
+        l = ConvTranspose<strides=[2,2]>(k, w3) y = Sigmoid(l)
+    """
+    weights = {"w1": w(5, 4, 3, 3) / 6, "w2": w(5, 5, 3, 3) / 6, "w3": w(10, 1, 2, 2) / 3}
+    constants = {**weights, "s": np.float32([1, 1, 2, 2])}
+    model = model_of(body, ("N", 4, "H", "W"), 14, constants)
+    found = adjoint(scope_of(model, image=(1, 4, 8, 8)), ["h"])
+    assert isinstance(found, Adjoint), found
+    for size in ((8, 8), (4, 12), (16, 8)):
+        x = np.random.default_rng(1).standard_normal((2, 4, *size)).astype(np.float32)
+        assert_agrees(model, found, x)
 
 
 # --- whole networks ------------------------------------------------------------------------------

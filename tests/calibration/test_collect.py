@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 from onnx_text import build
 
-from graphopt.calibration import collect
+from graphopt.calibration import collect, walk
 from graphopt.calibration.collect import LEAST_PATCHES, Collector, Probe
 from graphopt.calibration.dataset import Batch, Dataset
 from graphopt.calibration.patches import Geometry, by_group, patches, positions
@@ -50,15 +52,24 @@ def model(proto):
 
 
 @pytest.fixture(scope="module")
-def probes(proto):
+def all_probes(proto):
     arrays = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     found = []
     for name, (source, geometry) in GEOMETRIES.items():
         weight, bias = WEIGHTS[name]
         matrix = arrays[weight]
         matrix = matrix.reshape(len(matrix), -1) if geometry.kernel else matrix.T
-        found.append(Probe(name, source, geometry, matrix, None if bias is None else arrays[bias]))
+        found.append(
+            Probe.of(name, source, geometry, matrix, None if bias is None else arrays[bias])
+        )
     return found
+
+
+@pytest.fixture
+def probes(all_probes, request):
+    if "few" not in request.fixturenames:
+        return all_probes
+    return [replace(probe, patches=36) for probe in all_probes]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +148,15 @@ def few(monkeypatch):
 
 
 def listed(collector, model, probes):
-    return [(i, n, p.name, parts) for i, n, p, parts in collector._seen(model, probes, Silent())]
+    """Every batch and layer with its patches, in order."""
+    found = []
+
+    def look(index, size, probe, parts):
+        found.append((index, size, probe.name, parts))
+
+    collector._look(collector.walk(), model, probes, look, Silent())
+    order = [probe.name for probe in probes]
+    return sorted(found, key=lambda item: (item[0], order.index(item[2])))
 
 
 def same(one, other):
@@ -164,7 +183,7 @@ def test_the_draws_differ_between_layers_and_batches(few):
     dataset = Dataset((Batch({"x": x}), Batch({"x": x})), "data", "")
     text = "net (float[1,4,20,20] x) => (float[1,2,20,20] y) <float[2,4,1,1] w> { y = Conv (x, w) }"
     geometry = Geometry((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1)
-    twins = [Probe(name, "x", geometry, np.ones((2, 4), np.float32), None) for name in "ab"]
+    twins = [Probe.of(name, "x", geometry, np.ones((2, 4), np.float32), None) for name in "ab"]
     model = ir.from_proto(build(text))
     seen = [p[0] for *_, p in listed(Collector(dataset, seed=0, threads=1), model, twins)]
     assert [len(part) for part in seen] == [6] * 4, "the patches wanted, split over the batches"
@@ -175,16 +194,19 @@ def test_the_draws_differ_between_layers_and_batches(few):
 
 def test_the_number_of_patches():
     geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 1)
-    narrow = Probe("y", "x", geometry, np.ones((2, 9)), None)
-    wide = Probe("y", "x", geometry, np.ones((2, 9 * 1024)), None)
-    assert narrow.wanted() == LEAST_PATCHES
-    assert wide.wanted() == 4 * 9 * 1024
+    narrow = Probe.of("y", "x", geometry, np.ones((2, 9)), None)
+    wide = Probe.of("y", "x", geometry, np.ones((2, 9 * 1024)), None)
+    assert narrow.patches == LEAST_PATCHES
+    assert wide.patches == 4 * 9 * 1024
+    assert narrow.thinned(0.5).patches == LEAST_PATCHES // 2
+    assert narrow.thinned(0.0).patches == 2 * 9, "never fewer than two for every input"
+    assert wide.thinned(1.0) == wide
 
 
 def test_the_same_model_again_gives_the_same_moments(few, model, probes, dataset):
     collector = Collector(dataset, seed=0, threads=1)
     originals = collector.original(model, probes, Silent())
-    again = collector.rewritten(model, probes, originals, Silent())
+    again = collector.rewritten(collector.walk(), model, probes, originals, Silent())
     for name, accumulators in again.items():
         for one, other in zip(originals[name].accumulators, accumulators, strict=True):
             assert np.array_equal(one.gram, other.gram)
@@ -199,7 +221,7 @@ def test_a_rewritten_model_is_seen_at_the_same_places(few, proto, model, probes,
     rewritten = ir.from_proto(build(text))
     collector = Collector(dataset, seed=0, threads=1)
     originals = collector.original(model, probes, Silent())
-    found = collector.rewritten(rewritten, probes[:3], originals, Silent())
+    found = collector.rewritten(collector.walk(), rewritten, probes[:3], originals, Silent())
     assert list(found) == ["c", "d", "e"]
     for name, factor in (("c", 1), ("d", 2), ("e", 2)):
         for one, other in zip(originals[name].accumulators, found[name], strict=True):
@@ -213,7 +235,7 @@ def test_a_rewritten_model_is_seen_at_the_same_places(few, proto, model, probes,
 
 
 def test_a_layer_at_the_graph_input_needs_no_run(monkeypatch, model, probes, dataset):
-    monkeypatch.setattr(collect, "open_session", None)
+    monkeypatch.setattr(walk, "open_session", None)
     found = Collector(dataset, seed=0, threads=1).original(model, probes[:1], Silent())
     assert found["c"].accumulators[0].count == 3 * 5 * 4 + 5 * 4 + 2 * 6 * 4
 
@@ -233,7 +255,7 @@ def test_inputs_that_the_layers_do_not_need_are_not_fed(dataset):
     feeds = [{**b.feeds, "side": np.ones((b.size, 2), np.float32)} for b in dataset.batches]
     more = Dataset(tuple(Batch(feed) for feed in feeds), "data", "")
     geometry = Geometry((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1)
-    probe = Probe("y", "r", geometry, np.ones((2, 4), np.float32), None)
+    probe = Probe.of("y", "r", geometry, np.ones((2, 4), np.float32), None)
     found = Collector(more, seed=0, threads=1).original(
         ir.from_proto(build(text)), [probe], Silent()
     )

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.calibration.collect import Probe
 from graphopt.calibration.patches import Geometry, by_group, patches, positions, responses
+from graphopt.rewrites.approximate.layer import swapped
 
 algebra = settings(deadline=None, max_examples=100, derandomize=True)
 
@@ -33,6 +34,32 @@ def convolutions(draw):
         size.append(draw(st.integers(least, least + 6)))
     group = draw(st.integers(1, 3))
     geometry = Geometry(tuple(kernel), tuple(strides), tuple(dilations), (*begins, *ends), group)
+    channels, outputs = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    shape = (draw(st.integers(1, 3)), group * channels, *size)
+    return geometry, channels, outputs, shape
+
+
+@st.composite
+def transposed_convolutions(draw):
+    """The same for transposed convolutions, with pads beyond the kernel and output padding."""
+    rank = draw(st.integers(1, 2))
+    kernel, strides, dilations, size, begins, ends, more = [], [], [], [], [], [], []
+    for _ in range(rank):
+        kernel.append(draw(st.integers(1, 4)))
+        strides.append(draw(st.integers(1, 3)))
+        dilations.append(draw(st.integers(1, 2)))
+        begins.append(draw(st.integers(0, 3)))
+        ends.append(draw(st.integers(0, 3)))
+        more.append(draw(st.integers(0, strides[-1] - 1)))
+        reach = dilations[-1] * (kernel[-1] - 1) + 1
+        lost = begins[-1] + ends[-1] - more[-1] - reach
+        least = max(1, -(-(lost + 1) // strides[-1]) + 1)
+        size.append(draw(st.integers(least, least + 4)))
+    group = draw(st.integers(1, 3))
+    pads = (*begins, *ends)
+    geometry = Geometry(
+        tuple(kernel), tuple(strides), tuple(dilations), pads, group, True, tuple(more)
+    )
     channels, outputs = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     shape = (draw(st.integers(1, 3)), group * channels, *size)
     return geometry, channels, outputs, shape
@@ -60,18 +87,22 @@ def everywhere(shape):
 
 
 @algebra
-@given(case=convolutions(), seed=st.integers(0, 999), with_bias=st.booleans())
+@given(
+    case=convolutions() | transposed_convolutions(),
+    seed=st.integers(0, 999),
+    with_bias=st.booleans(),
+)
 def test_patches_are_what_a_convolution_sees(case, seed, with_bias):
     geometry, channels, outputs, shape = case
     rng = np.random.default_rng(seed)
     x = normal(rng, *shape)
     weight = normal(rng, geometry.group * outputs, channels, *geometry.kernel)
-    constants = {"w": weight}
+    constants = {"w": swapped(weight, geometry.group) if geometry.transposed else weight}
     bias = normal(rng, len(weight)) if with_bias else None
     if bias is not None:
         constants["b"] = bias
     node = helper.make_node(
-        "Conv",
+        "ConvTranspose" if geometry.transposed else "Conv",
         ["x", *constants],
         ["y"],
         kernel_shape=geometry.kernel,
@@ -79,11 +110,12 @@ def test_patches_are_what_a_convolution_sees(case, seed, with_bias):
         dilations=geometry.dilations,
         pads=geometry.pads,
         group=geometry.group,
+        **({"output_padding": geometry.output_padding} if geometry.transposed else {}),
     )
     y = run(node, constants, x)
     assert geometry.output_size(shape[2:]) == y.shape[2:]
 
-    probe = Probe("y", "x", geometry, weight.reshape(len(weight), -1), bias)
+    probe = Probe.of("y", "x", geometry, weight.reshape(len(weight), -1), bias)
     drawn = positions(geometry, shape, 20, rng)
     for at in (drawn, everywhere((shape[0], *y.shape[2:]))):
         unfolded = patches(x, geometry, at)
@@ -103,7 +135,7 @@ def test_patches_of_a_fully_connected_layer_are_its_rows(with_bias):
     geometry = Geometry((), (), (), (), 1)
     at = positions(geometry, x.shape, 100, rng)
     assert at.tolist() == [[n] for n in range(9)]
-    probe = Probe("y", "x", geometry, weight.T, bias if with_bias else None)
+    probe = Probe.of("y", "x", geometry, weight.T, bias if with_bias else None)
     (answer,) = probe.respond(by_group(patches(x, geometry, at), 1))
     wanted = responses(y, at) - (0 if with_bias else bias)
     np.testing.assert_allclose(answer, wanted, atol=1e-5)

@@ -55,6 +55,16 @@ def test_budgets_that_make_no_sense(shell, model, flag, value):
         (("--max-error", "0.1", "--no-verify"), "drop --no-verify"),
         (("--speedup", "2", "--no-verify"), "drop --no-verify"),
         (("--speedup", "2", "--no-bench"), "drop --no-bench"),
+        (("--pareto", "2"), "--pareto needs --max-error or --max-drop"),
+        (("--pareto", "1", "--max-error", "0.1"), "--pareto"),
+        (("--pareto", "1000000000000", "--max-error", "0.1"), "--pareto"),
+        (("--pareto", "2", "--max-error", "0.1", "--in-place"), "--pareto writes several models"),
+        (
+            ("--pareto", "2", "--max-error", "0.1", "--report", "model.opt.2.onnx"),
+            "something else goes by it",
+        ),
+        (("--resume", "kept"), "--resume needs --data and a budget"),
+        (("--resume", "kept", "--max-error", "0.1"), "--resume needs --data and a budget"),
     ],
 )
 def test_flags_that_contradict_each_other(shell, model, flags, complaint):

@@ -34,6 +34,22 @@ def outputs(path: str | Path, x: np.ndarray) -> np.ndarray:
     ]
 
 
+def test_several_models_along_the_way(shell, wide, pictures, folder):
+    np.savez("d.npz", x=pictures)
+    words = ("optimize", wide, "--data", "d.npz", "--max-error", "0.3", "--no-bench")
+    printed = shell.passes(*words, "--pareto", "2", "-o", "small.onnx", "--html", "r.html")
+    assert "Models, from close to the original to what the budget allows" in printed
+    assert "small.1.onnx" in printed
+    assert sorted(path.name for path in folder.glob("small*")) == ["small.1.onnx", "small.2.onnx"]
+    assert "<circle" in (folder / "r.html").read_text()
+    report = json.loads(shell.passes(*words, "--pareto", "2", "--dry-run", "--json"))
+    assert [point["file"]["path"] for point in report["frontier"]] == [
+        "wide.opt.1.onnx",
+        "wide.opt.2.onnx",
+    ]
+    assert not (folder / "wide.opt.1.onnx").exists()
+
+
 class TestWhereTheResultGoes:
     def test_beside_the_input_by_default(self, shell, model, folder, pictures):
         before = model.read_bytes()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from graphopt import pipeline
@@ -76,6 +77,37 @@ class TestInterrupts:
 
         monkeypatch.setattr("onnx_ir.save", half)
         shell.fails(130, "optimize", model)
+
+    def test_say_where_the_statistics_are(self, shell, wide, data, folder, listing, monkeypatch):
+        np.savez("d.npz", x=np.load(data)["x"])
+        words = ["optimize", wide, "--data", "d.npz", "--max-error", "0.1", "--no-bench"]
+
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "apply_plan", interrupt)
+            ran = shell(*words, "--resume", "kept")
+        assert (ran.code, ran.out) == (130, "")
+        assert ran.err == (
+            "graphopt: interrupted; no model was written, what was gathered is in kept "
+            "(the same command goes on from there)\n"
+        )
+        assert not (folder / "wide.opt.onnx").exists()
+        assert "went on from the statistics in kept" in shell.passes(*words, "--resume", "kept")
+        resumed = (folder / "wide.opt.onnx").read_bytes()
+        shell.passes(*words)
+        assert (folder / "wide.opt.onnx").read_bytes() == resumed
+
+    def test_before_there_are_any_statistics(self, shell, wide, data, monkeypatch):
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pipeline, "prepare", interrupt)
+        line = shell.fails(
+            130, "optimize", wide, "--data", data, "--max-error", "0.1", "--resume", "kept"
+        )
+        assert line == "interrupted; nothing was written"
 
 
 class TestBugs:

@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 from onnx_text import build
 
-from graphopt import Budget, VerificationError, approximation
+from graphopt import Budget, VerificationError, evidence
 from graphopt.graph.scope import Scope
 from graphopt.planning.guard import Measured
 from graphopt.rewrites import APPROXIMATE, all_rewrites
@@ -167,7 +167,7 @@ def test_an_approximate_culprit_is_dropped(run, wide, data, trusting):
 
 def test_an_approximate_culprit_is_found_behind_exact_changes(run, two_layers, data, monkeypatch):
     """Both layers are factored far too coarsely, one scheme is on offer, the fusion stays."""
-    monkeypatch.setattr(approximation, "channel_block", lambda: 1)
+    monkeypatch.setattr(evidence, "channel_block", lambda: 1)
     monkeypatch.setattr(ReferenceGuard, "held_out", lambda self, model: Measured(0.0, 0.0))
     passes = ("fuse-conv-bn", "remove-noops", "input-bottleneck")
     report = run(two_layers, data=data, passes=passes, budget=Budget(max_error=1e-3))

@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 from onnx_text import build
 
-from graphopt.approximation import _without_data
 from graphopt.assemble import _fitted_blindly
+from graphopt.evidence import _without_data
 from graphopt.graph.scope import Scope
 from graphopt.graph.shapes import bind_inputs, infer
 from graphopt.planning.budget import Budget

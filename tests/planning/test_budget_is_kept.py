@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt import approximation
+from graphopt import evidence
 from graphopt.calibration.dataset import split
 from graphopt.calibration.readers import read
 from graphopt.graph.io import load
@@ -108,7 +108,7 @@ def samples(path: Path, seed: int) -> str:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_budget_is_kept_on_held_out_data(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr(approximation, "channel_block", lambda: 4)
+    monkeypatch.setattr(evidence, "channel_block", lambda: 4)
     model, result = tmp_path / "net.onnx", tmp_path / "out.onnx"
     network(model, seed)
     limit = (0.02, 0.05, 0.1, 0.2)[seed % 4]
@@ -153,7 +153,7 @@ def test_the_budget_is_kept_on_held_out_data(tmp_path, monkeypatch, seed):
 
 
 def test_the_same_run_twice_writes_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(approximation, "channel_block", lambda: 4)
+    monkeypatch.setattr(evidence, "channel_block", lambda: 4)
     network(tmp_path / "net.onnx", 1)
     data = samples(tmp_path / "data.npz", 1)
     written = []

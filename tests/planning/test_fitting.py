@@ -65,7 +65,7 @@ def pictures(seed, batches=4):
 def probe_of(layer):
     geometry = Geometry(layer.kernel, layer.strides, layer.dilations, layer.pads, layer.group)
     matrix = layer.weight.reshape(len(layer.weight), -1)
-    return Probe(layer.name, layer.node.inputs[0].name, geometry, matrix, layer.bias)
+    return Probe.of(layer.name, layer.node.inputs[0].name, geometry, matrix, layer.bias)
 
 
 class Bench:
@@ -81,7 +81,9 @@ class Bench:
         moments = {n: [a.moments().shrunk() for a in s.accumulators] for n, s in seen.items()}
         self.workshop = Workshop(moments, 1)
         self.layers = {layer.name: layer for layer in layers}
-        self.refitter = Refitter(self.scope, collector, probes, seen, waves)
+        self.refitter = Refitter(
+            self.scope, collector, probes, seen, polish=False, most_waves=waves
+        )
 
     def plan(self, *names, rank=5):
         choices = []
@@ -145,7 +147,7 @@ def test_what_sees_the_original_input_keeps_its_own_fit():
     moments = {n: [a.moments().shrunk() for a in s.accumulators] for n, s in seen.items()}
     bench.workshop, bench.layers = Workshop(moments, 1), {layer.name: layer for layer in layers}
     plan = bench.plan("y", "z")
-    refitted = Refitter(bench.scope, collector, probes, seen).fit(plan)
+    refitted = Refitter(bench.scope, collector, probes, seen, polish=False).fit(plan)
     for own, whole in zip(symmetric(plan), refitted, strict=True):
         # Where the input hardly varies, weights are as good as free: compare the responses.
         (moments,) = bench.workshop.moments[own.candidate.layer.name]
@@ -174,9 +176,9 @@ def test_passes_over_the_inputs_are_bounded(monkeypatch):
         asked = []
         original = Collector.rewritten
 
-        def spy(self, model, probes, *more, asked=asked, original=original):
+        def spy(self, walk, model, probes, *more, asked=asked, original=original):
             asked.append([probe.name for probe in probes])
-            return original(self, model, probes, *more)
+            return original(self, walk, model, probes, *more)
 
         with monkeypatch.context() as patched:
             patched.setattr(Collector, "rewritten", spy)

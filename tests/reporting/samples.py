@@ -13,6 +13,7 @@ from graphopt.reporting.schema import (
     Cost,
     Declined,
     Estimate,
+    FrontierPoint,
     Latency,
     LayerAudit,
     ModelFile,
@@ -252,6 +253,32 @@ def optimize_report() -> OptimizeReport:
     )
 
 
+def pareto_report() -> OptimizeReport:
+    """What `--pareto 3` says: three models, the last of which is the result."""
+    report = optimize_report()
+    shares = ((1, 0.85, 0.004, 0.7631), (2, 0.65, 0.018, 0.7615))
+    before = before_totals()
+    points = [
+        FrontierPoint(
+            file=model_file(f"vgg8.opt.{number}.onnx", int(before.file_bytes * share), "c"),
+            after=replace(
+                report.after,
+                macs=int(before.macs * share),
+                file_bytes=int(before.file_bytes * share),
+            ),
+            latency=tuple(latency(batch, share, share - 0.02, share + 0.02) for batch in (1, 8)),
+            error=error,
+            metric_before=0.7632,
+            metric_after=metric,
+            approximated=2 * number,
+        )
+        for number, share, error, metric in shares
+    ]
+    file = model_file("vgg8.opt.3.onnx", report.after.file_bytes, "b")
+    last = FrontierPoint(file, report.after, report.latency, 0.032, 0.7632, 0.7598, 5)
+    return replace(report, output=file, frontier=(*points, last))
+
+
 def lossless_report() -> OptimizeReport:
     """What `graphopt optimize` says without data and without a budget."""
     report = optimize_report()
@@ -298,6 +325,10 @@ def hostile_report() -> OptimizeReport:
         ),
         notes=(HOSTILE,),
         seconds={HOSTILE: 1.0},
+        frontier=tuple(
+            replace(point, file=replace(point.file, path=HOSTILE))
+            for point in pareto_report().frontier
+        ),
     )
 
 

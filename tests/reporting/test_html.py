@@ -70,6 +70,15 @@ def test_the_verdict_and_the_proof_are_there(page):
         assert part in page.text
 
 
+def test_the_models_of_a_frontier(samples):
+    page = Page(render_html(samples.pareto_report()))
+    assert "vgg8.opt.1.onnx 1.18× (1.15–1.20) 1.18× (1.15–1.20) 0.4% 76.31%" in page.text
+    assert "vgg8.opt.3.onnx 2.31× (2.25–2.38)" in page.text
+    assert "fall of the metric" in page.text
+    assert page.tags.count("circle") == 3
+    assert "Models" not in Page(render_html(samples.optimize_report())).text
+
+
 def test_provenance(page, samples):
     report = samples.optimize_report()
     assert report.command in page.text

@@ -32,7 +32,8 @@ def test_schema_is_a_valid_schema(report):
 
 
 @pytest.mark.parametrize(
-    "name", ["optimize_report", "lossless_report", "hostile_report", "audit_report"]
+    "name",
+    ["optimize_report", "pareto_report", "lossless_report", "hostile_report", "audit_report"],
 )
 def test_reports_follow_their_schema(samples, name):
     report = getattr(samples, name)()

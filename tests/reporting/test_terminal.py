@@ -16,7 +16,7 @@ from graphopt.reporting.terminal import (
 )
 
 WIDTHS = (80, 100, 110, 140)
-REPORTS = ("optimize_report", "lossless_report", "hostile_report")
+REPORTS = ("optimize_report", "pareto_report", "lossless_report", "hostile_report")
 
 
 class AsciiFile(io.StringIO):
@@ -56,6 +56,27 @@ def test_no_line_of_the_other_commands_is_wider(samples, width):
     text += shown(print_latency, samples.optimize_report().latency, width=width)
     text += shown(print_verification, proof, width=width)
     assert max(map(cell_len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_models_of_a_frontier(samples, width):
+    text = flat(shown(print_optimize, samples.pareto_report(), width=width))
+    assert "Models, from close to the original to what the budget allows" in text
+    assert "vgg8.opt.1.onnx 1.18x (1.15-1.20)" in text
+    assert "0.4% 76.31% 131 M 7.48 MB 2" in text
+    assert "vgg8.opt.3.onnx 2.31x (2.25-2.38)" in text
+    assert ("speed-up, batch 8" in text) == (width >= 110)
+
+
+def test_no_frontier_is_not_mentioned(samples):
+    assert "Models" not in shown(print_optimize, samples.optimize_report())
+
+
+def test_a_frontier_that_was_not_timed(samples):
+    report = samples.pareto_report()
+    points = tuple(replace(p, latency=(), metric_after=None) for p in report.frontier)
+    text = flat(shown(print_optimize, replace(report, latency=(), frontier=points)))
+    assert "vgg8.opt.1.onnx 0.4% 131 M" in text
 
 
 def test_a_short_headline_is_one_line(samples):

@@ -1,8 +1,8 @@
-"""Rules of arithmetic and normalisation."""
+"""Rules of arithmetic."""
 
 from __future__ import annotations
 
-from graphopt.calibration.adjoint.operands import affine, sum_over, unbroadcast
+from graphopt.calibration.adjoint.operands import affine, unbroadcast
 from graphopt.calibration.adjoint.tape import Found, Step
 from graphopt.graph.constants import constant
 from graphopt.graph.scope import attribute_float, attribute_int
@@ -35,6 +35,11 @@ def div(step: Step) -> Found:
     return {i: unbroadcast(step, found[i], step.input(i)) for i in step.active}
 
 
+def negative(step: Step) -> Found:
+    """For y = -x."""
+    return {0: step.tape.op("Neg", step.g)}
+
+
 def same(step: Step) -> Found:
     """For y = x."""
     return {0: step.g}
@@ -57,13 +62,15 @@ def dropout(step: Step) -> Found:
     return {0: step.g}
 
 
-def softmax(step: Step) -> Found:
-    """y (g - sum(g y))."""
-    tape, rank = step.tape, len(step.tape.shape(step.y))
-    axis = attribute_int(step.node, "axis", -1 if tape.opset >= 13 else 1) % rank
-    axes = [axis] if tape.opset >= 13 else list(range(axis, rank))
-    inner = sum_over(step, tape.op("Mul", step.g, step.y), axes)
-    return {0: tape.op("Mul", step.y, tape.op("Sub", step.g, inner))}
+def power(step: Step) -> Found:
+    """e g x^(e - 1), for a constant exponent e."""
+    tape, x, exponent = step.tape, step.input(0), constant(step.input(1))
+    if exponent is None:
+        step.refuse("its exponent is not constant")
+    number = exponent.astype(tape.dtype(x).numpy())
+    slope = tape.op("Pow", x, tape.number(number - 1, x))
+    slope = tape.op("Mul", slope, tape.number(number, x))
+    return {0: unbroadcast(step, tape.op("Mul", step.g, slope), x)}
 
 
 def batch_norm(step: Step) -> Found:

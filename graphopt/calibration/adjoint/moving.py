@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.calibration.adjoint.operands import ints, pad_zeros, shaped_like, zeros_like
+from graphopt.calibration.adjoint.operands import (
+    ints,
+    pad_zeros,
+    shaped_like,
+    unbroadcast,
+    zeros_like,
+)
 from graphopt.calibration.adjoint.tape import Found, Step
 from graphopt.graph.scope import attribute_int, attribute_ints, attribute_string
 
@@ -99,12 +105,16 @@ def depth_to_space(step: Step) -> Found:
     tape, block = step.tape, attribute_int(step.node, "blocksize", 1)
     if attribute_string(step.node, "mode", "DCR") == "DCR":
         return {0: tape.op("SpaceToDepth", step.g, blocksize=block)}
-    _, channels, height, width = tape.shape(step.y)
-    blocks = tape.constant([-1, channels, height // block, block, width // block, block])
-    apart = tape.op("Reshape", step.g, blocks)
-    return {
-        0: shaped_like(step, tape.op("Transpose", apart, perm=[0, 1, 3, 5, 2, 4]), step.input(0))
-    }
+    packed = tape.op("SpaceToDepth", step.g, blocksize=block)  # places before channels
+    channels = tape.size(step.y, 1)
+    apart = tape.op("Reshape", packed, tape.constant([0, block * block, channels, -1]))
+    turned = tape.op("Transpose", apart, perm=[0, 2, 1, 3])
+    return {0: shaped_like(step, turned, step.input(0))}
+
+
+def expand(step: Step) -> Found:
+    """Sum over the copies."""
+    return {0: unbroadcast(step, step.g, step.input(0))}
 
 
 def space_to_depth(step: Step) -> Found:

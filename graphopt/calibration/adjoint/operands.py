@@ -55,6 +55,18 @@ def shaped_like(step: Step, value: ir.Value, forward: ir.Value) -> ir.Value:
     return step.tape.op("Reshape", value, step.tape.run_time_shape(forward))
 
 
+def channels_apart(step: Step, value: ir.Value, forward: ir.Value) -> ir.Value:
+    """Every channel of a value of a forward value's shape as a sample of its own."""
+    tape, rank = step.tape, len(step.tape.shape(forward))
+    shape = tape.run_time_shape(forward)
+    if tape.opset >= 10:
+        spatial = tape.op("Slice", shape, tape.constant([2]), tape.constant([rank]))
+    else:
+        spatial = tape.op("Slice", shape, axes=[0], starts=[2], ends=[rank])
+    apart = tape.op("Concat", tape.constant([-1, 1]), spatial, axis=0)
+    return tape.op("Reshape", value, apart)
+
+
 def expanded(step: Step, value: ir.Value, forward: ir.Value) -> ir.Value:
     """Broadcast to the shape of a forward value."""
     if step.tape.opset >= 8:

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.calibration.adjoint.operands import (
-    affine,
     as_mask,
+    channels_apart,
     expanded,
     ints,
     shaped_like,
@@ -19,11 +19,10 @@ from graphopt.calibration.adjoint.operands import (
 from graphopt.calibration.adjoint.tape import Found, Step
 from graphopt.calibration.adjoint.windows import Window
 from graphopt.graph.scope import attribute_int, attribute_ints
-from graphopt.graph.shapes import Shape
 
 
 def reduce(step: Step, *, since: int, mean: bool) -> Found:
-    """Repeat along the reduced axes; for a mean, divided by their volume."""
+    """Repeat along the reduced axes; for a mean, divided by their size."""
     tape, x = step.tape, step.input(0)
     rank = len(tape.shape(x))
     axes = sorted(a % rank for a in ints(step, "axes", 1, since) or ())
@@ -33,15 +32,20 @@ def reduce(step: Step, *, since: int, mean: bool) -> Found:
     if not attribute_int(step.node, "keepdims", 1):
         g = with_ints(step, "Unsqueeze", g, "axes", axes, 13)
     if mean:
-        g = affine(step, g, 1 / tape.volume(x, axes), 0)
+        g = _averaged(step, g)
     return {0: expanded(step, g, x)}
 
 
 def global_average(step: Step) -> Found:
-    """Repeat over the spatial axes, divided by their volume."""
-    x = step.input(0)
-    count = step.tape.volume(x, range(2, len(step.tape.shape(x))))
-    return {0: expanded(step, affine(step, step.g, 1 / count, 0), x)}
+    """Repeat over the spatial axes, divided by their size."""
+    return {0: expanded(step, _averaged(step, step.g), step.input(0))}
+
+
+def _averaged(step: Step, g: ir.Value) -> ir.Value:
+    """Divided by how many elements a mean is of; counted at run time, for any size."""
+    tape = step.tape
+    count = tape.op("Div", tape.op("Size", step.input(0)), tape.op("Size", step.y))
+    return tape.op("Div", g, as_mask(step, count))
 
 
 def average_pool(step: Step) -> Found:
@@ -63,7 +67,7 @@ def average_pool(step: Step) -> Found:
 
 def _channelwise(step: Step, g: ir.Value, window: Window) -> ir.Value:
     """Spread every element over its window, channel by channel; channels count as samples."""
-    flat = step.tape.op("Reshape", g, step.tape.constant([-1, 1, *window.count]))
+    flat = channels_apart(step, g, step.y)
     ones = step.tape.number(np.ones((1, 1, *window.kernel)), step.y)
     return shaped_like(step, window.scatter(step, flat, ones), step.input(0))
 
@@ -118,11 +122,8 @@ def _by_taps(step: Step, window: Window) -> ir.Value:
     def cut(value: ir.Value) -> ir.Value:
         return tape.op("Conv", value, pick, pads=[*window.begins, *window.ends], **geometry)
 
-    def alone(value: ir.Value, size: Shape) -> ir.Value:
-        return tape.op("Reshape", value, tape.constant([-1, 1, *size]))
-
     inside = cut(tape.number(np.ones((1, 1, *window.size)), x))
-    below = tape.op("Less", cut(alone(x, window.size)), alone(step.y, window.count))
+    below = tape.op("Less", cut(channels_apart(step, x, x)), channels_apart(step, step.y, step.y))
     share = tape.op("Mul", as_mask(step, tape.op("Not", below)), inside)
-    weight = tape.op("Div", alone(step.g, window.count), sum_over(step, share, [1]))
+    weight = tape.op("Div", channels_apart(step, step.g, step.y), sum_over(step, share, [1]))
     return shaped_like(step, window.scatter(step, tape.op("Mul", share, weight), pick), x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -21,6 +22,14 @@ def relu(step: Step) -> ir.Value:
     if step.tape.opset >= 9:
         return step.tape.op("Sign", step.y)
     return as_mask(step, above(step, step.y))
+
+
+def absolute(step: Step) -> ir.Value:
+    """The sign of x."""
+    tape, x = step.tape, step.input(0)
+    if tape.opset >= 9:
+        return tape.op("Sign", x)
+    return affine(step, as_mask(step, above(step, x)), 2, -1)
 
 
 def leaky(step: Step) -> ir.Value:
@@ -88,3 +97,20 @@ def elu(step: Step) -> ir.Value:
     mask = as_mask(step, above(step, step.input(0)))
     rest = tape.op("Mul", affine(step, step.y, 1, alpha), affine(step, mask, -1, 1))
     return tape.op("Add", mask, rest)
+
+
+def erf(step: Step) -> ir.Value:
+    """2 exp(-x^2) / sqrt(pi)."""
+    tape, x = step.tape, step.input(0)
+    bell = tape.op("Exp", tape.op("Neg", tape.op("Mul", x, x)))
+    return affine(step, bell, 2 / math.sqrt(math.pi), 0)
+
+
+def sqrt(step: Step) -> ir.Value:
+    """1 / (2 y)."""
+    return step.tape.op("Div", step.tape.number(0.5, step.y), step.y)
+
+
+def reciprocal(step: Step) -> ir.Value:
+    """-y^2."""
+    return step.tape.op("Neg", step.tape.op("Mul", step.y, step.y))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -126,10 +125,6 @@ class Tape:
                 f"the length of the first axis of {value.name if value else '-'} is open"
             )
         return self.shape(value)[axis]
-
-    def volume(self, value: ir.Value | None, axes: Sequence[int]) -> int:
-        """The product of the lengths of some axes."""
-        return math.prod(self.size(value, axis) for axis in axes)
 
     def dtype(self, value: ir.Value | None) -> ir.DataType:
         """Element type of a forward value."""

@@ -58,7 +58,7 @@ def with_means(
 def _with_mean(layer: Layer, parts: Sequence[Moments], mean: Array) -> list[Moments]:
     found = []
     for part, channels in zip(parts, np.split(mean, layer.group), strict=True):
-        inputs = np.repeat(channels, layer.taps)
+        inputs = np.repeat(channels, layer.taps) / layer.spread  # each tap meets a share of outputs
         outputs = part.mean_output + part.cross @ inputs
         found.append(replace(part, mean_input=inputs, mean_output=outputs))
     return found

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.factorize.leading import separate
+from graphopt.factorize.leading import LeadingFactors, separate
 from graphopt.factorize.moments import Moments
+from graphopt.factorize.polish import polish_separate
 from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.approximate.scheme import (
     Array,
@@ -38,6 +39,8 @@ class Decoupled(Scheme):
 
     def applies(self, layer: Layer) -> str | None:
         """Convolutions with a kernel larger than one."""
+        if layer.transposed:
+            return "transposed: its pointwise stages would run at the larger size"
         return "no kernel larger than 1x1 to decouple" if layer.taps == 1 else None
 
     def decompose(
@@ -49,7 +52,8 @@ class Decoupled(Scheme):
     ) -> Decomposition:
         """All numbers of terms from one decomposition per group."""
         cube = (layer.outputs, layer.inputs, layer.taps)
-        fits = [separate(t.reshape(cube), m.gram) for t, m in zip(targets, moments, strict=True)]
+        posed = [(t.reshape(cube), m.gram) for t, m in zip(targets, moments, strict=True)]
+        fits = [separate(*problem) for problem in posed]
         point = (1,) * len(layer.kernel)
         depthwise = StageShape(
             layer.inputs, layer.inputs, layer.kernel, all_of_it(layer), group=layer.inputs
@@ -59,9 +63,8 @@ class Decoupled(Scheme):
         def rows(ranks: Ranks) -> tuple[Row, ...]:
             return ((depthwise, pointwise),) * ranks[0]
 
-        def factors(ranks: Ranks) -> Factored:
+        def factored(ranks: Ranks, parts: Sequence[LeadingFactors]) -> Factored:
             (terms,) = ranks
-            parts = [fit.factors(terms) for fit in fits]
             weights = tuple(
                 (
                     tuple(p.first[t].reshape(layer.inputs, 1, *layer.kernel) for p in parts),
@@ -75,9 +78,17 @@ class Decoupled(Scheme):
             )
             return Factored(rows(ranks), weights, composite)
 
+        def polished(ranks: Ranks) -> Factored:
+            found = [
+                polish_separate(fit, ranks[0], *problem)
+                for fit, problem in zip(fits, posed, strict=True)
+            ]
+            return factored(ranks, [p.factors for p in found])
+
         return Decomposition(
             offered=tuple((t,) for t in range(1, min(self.most_terms, layer.taps - 1) + 1)),
             rows=rows,
             missed=lambda ranks: float(sum(fit.missed[ranks[0]] for fit in fits)),
-            factors=factors,
+            factors=lambda ranks: factored(ranks, [fit.factors(ranks[0]) for fit in fits]),
+            polished=polished,
         )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.factorize.leading import mixing
+from graphopt.factorize.leading import LeadingFactors, mixing
 from graphopt.factorize.moments import Moments
+from graphopt.factorize.polish import polish_mixing
 from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.approximate.scheme import (
     Array,
@@ -46,7 +47,8 @@ class InputBottleneck(Scheme):
     ) -> Decomposition:
         """All ranks from one decomposition per group."""
         cube = (layer.outputs, layer.inputs, layer.taps)
-        fits = [mixing(t.reshape(cube), m.gram) for t, m in zip(targets, moments, strict=True)]
+        posed = [(t.reshape(cube), m.gram) for t, m in zip(targets, moments, strict=True)]
+        fits = [mixing(*problem) for problem in posed]
 
         def rows(ranks: Ranks) -> tuple[Row, ...]:
             (rank,) = ranks
@@ -54,8 +56,7 @@ class InputBottleneck(Scheme):
             first = StageShape(rank, layer.inputs, point, nothing(layer))
             return ((first, StageShape(layer.outputs, rank, layer.kernel, all_of_it(layer))),)
 
-        def factors(ranks: Ranks) -> Factored:
-            parts = [fit.factors(ranks[0]) for fit in fits]
+        def factored(ranks: Ranks, parts: Sequence[LeadingFactors]) -> Factored:
             point = (1,) * len(layer.kernel)
             return Factored(
                 rows(ranks),
@@ -71,6 +72,13 @@ class InputBottleneck(Scheme):
                 ),
             )
 
+        def polished(ranks: Ranks) -> Factored:
+            found = [
+                polish_mixing(fit, ranks[0], *problem)
+                for fit, problem in zip(fits, posed, strict=True)
+            ]
+            return factored(ranks, [p.factors for p in found])
+
         return Decomposition(
             offered=tuple(
                 (rank,)
@@ -78,5 +86,6 @@ class InputBottleneck(Scheme):
             ),
             rows=rows,
             missed=lambda ranks: float(sum(fit.missed[ranks[0]] for fit in fits)),
-            factors=factors,
+            factors=lambda ranks: factored(ranks, [fit.factors(ranks[0]) for fit in fits]),
+            polished=polished,
         )

@@ -38,6 +38,8 @@ class KernelChain(Scheme):
 
     def applies(self, layer: Layer) -> str | None:
         """5x5 and 7x7 convolutions."""
+        if layer.transposed:
+            return "a transposed convolution"
         return None if layer.kernel in ((5, 5), (7, 7)) else "the kernel is not 5x5 or 7x7"
 
     def decompose(

@@ -1,4 +1,4 @@
-"""A layer that can be factored, whatever operator it is: convolution or fully connected."""
+"""A layer that can be factored: a convolution, a transposed one, or a fully connected layer."""
 
 from __future__ import annotations
 
@@ -9,18 +9,27 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.constants import is_splat
-from graphopt.graph.scope import Scope, is_op
+from graphopt.graph.scope import Scope, attribute_ints, is_op
 from graphopt.graph.views import ConvView, LinearView
 
 Array = np.ndarray[Any, Any]
 
+_WIDEST_TRANSPOSED = 9216
+"""Unfolded inputs of one group; twice as many take minutes and 16 GB (4x4 kernels, 1024 channels)."""
+
 
 @dataclass(frozen=True)
 class Layer:
-    """A Conv, or a Gemm/MatMul of rank 2, with constant weights.
+    """A Conv, a ConvTranspose, or a Gemm/MatMul of rank 2, with constant weights.
 
     weight: [O, C/g, *kernel] (fully connected: [O, C], no kernel). bias: [O] or None.
-    input_size, output_size: spatial sizes for the bound input. pads: begins, then ends.
+    input_size: spatial size for the bound input. pads: begins, then ends.
+
+    A transposed convolution adds x[c, i] W[o, c, u] to the output at s i + d u - p (s strides, d
+    dilations, p pads). Read from the output that is y[o, q] = b[o] + sum_cu W[o, c, u]
+    x[c, (q + p - d u) / s], where terms with a fraction are none: linear in a patch of the input, so
+    that moments, metrics and factors are those of a convolution. Source: Dumoulin & Visin 2016, "A
+    guide to convolution arithmetic for deep learning", section 4 (zeros inserted between inputs).
     """
 
     node: ir.Node
@@ -31,6 +40,8 @@ class Layer:
     pads: tuple[int, ...]
     group: int
     input_size: tuple[int, ...]
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -57,6 +68,11 @@ class Layer:
         """Input channels of one group."""
         return int(self.weight.shape[1])
 
+    @property
+    def spread(self) -> int:
+        """Output positions per position of the input, over the strides of a transposed layer."""
+        return int(np.prod(self.strides, dtype=int)) if self.transposed else 1
+
     def groups(self) -> list[Array]:
         """The weight of every group, [O/g, C/g, *kernel], float64."""
         return np.split(np.asarray(self.weight, np.float64), self.group)
@@ -65,7 +81,7 @@ class Layer:
     def of(cls, node: ir.Node, scope: Scope) -> Layer | str | None:
         """The layer at a node, why it cannot be factored, or None if it is no layer at all."""
         found: Layer | str | None
-        if is_op(node, "Conv"):
+        if is_op(node, "Conv", "ConvTranspose"):
             found = _conv(node, scope)
         elif is_op(node, "Gemm", "MatMul"):
             found = _linear(node, scope)
@@ -79,25 +95,27 @@ class Layer:
         self, stage_kernel: tuple[int, ...], carries: Carries, size: tuple[int, ...]
     ) -> tuple[int, ...]:
         """Spatial output size of a stage (see `structure.Stage`) on a map of this size."""
-        rank = len(size)
         return tuple(
-            (
-                size[axis]
-                + (self.pads[axis] + self.pads[axis + rank] if carries.pads[axis] else 0)
-                - self.dilations[axis] * (stage_kernel[axis] - 1)
-                - 1
-            )
-            // (self.strides[axis] if carries.strides[axis] else 1)
-            + 1
-            for axis in range(rank)
+            self._length(axis, length, stage_kernel[axis], carries)
+            for axis, length in enumerate(size)
         )
+
+    def _length(self, axis: int, length: int, kernel: int, carries: Carries) -> int:
+        rank = len(self.kernel)
+        reach = self.dilations[axis] * (kernel - 1)
+        stride = self.strides[axis] if carries.strides[axis] else 1
+        pads = self.pads[axis] + self.pads[axis + rank] if carries.pads[axis] else 0
+        if self.transposed:
+            more = self.output_padding[axis] if carries.strides[axis] else 0
+            return (length - 1) * stride + reach + 1 - pads + more
+        return (length + pads - reach - 1) // stride + 1
 
 
 @dataclass(frozen=True)
 class Carries:
     """What of the layer's geometry one stage of its replacement carries, per spatial axis.
 
-    Dilations are carried wherever the stage's kernel is wider than one.
+    Dilations are carried wherever the stage's kernel is wider than one, output padding with strides.
     """
 
     strides: tuple[bool, ...]
@@ -113,22 +131,42 @@ def _usable(layer: Layer) -> Layer | str:
         return f"weights of type {layer.weight.dtype}"
     if layer.group > 1 and layer.inputs == 1:
         return "depthwise: one input channel a group"
+    if layer.transposed and layer.inputs * layer.taps > _WIDEST_TRANSPOSED:
+        return f"transposed, with more than {_WIDEST_TRANSPOSED} unfolded inputs a group: too wide"
     if not np.all(np.isfinite(layer.weight)):
         return "the weight is not finite"
     return layer
+
+
+def swapped(weight: Array, group: int) -> Array:
+    """[C, O/g, *kernel] of a ConvTranspose as [O, C/g, *kernel] of a Conv, or back."""
+    if is_splat(weight):
+        return weight
+    return np.concatenate([part.swapaxes(0, 1) for part in np.split(weight, group)])
 
 
 def _conv(node: ir.Node, scope: Scope) -> Layer | str:
     conv = ConvView.of(node, scope)
     if isinstance(conv, str):
         return conv
+    if attribute_ints(node, "output_shape"):
+        return "its pads follow from output_shape and the size of the input"
     if conv.pads is None:
         return f"auto_pad={conv.auto_pad} with strides depends on the size of the input"
     shape = scope.shape(node.inputs[0])
     if shape is None:
         return "the size of its input is unknown"
     return Layer(
-        node, conv.weight, conv.bias, conv.strides, conv.dilations, conv.pads, conv.group, shape[2:]
+        node,
+        swapped(conv.weight, conv.group) if conv.transposed else conv.weight,
+        conv.bias,
+        conv.strides,
+        conv.dilations,
+        conv.pads,
+        conv.group,
+        shape[2:],
+        conv.transposed,
+        conv.output_padding,
     )
 
 

@@ -23,13 +23,21 @@ class Decomposition:
     """One scheme's answer for one layer in one metric.
 
     offered: the ranks worth considering. rows: the shapes at a rank. missed: squared response error
-    at a rank, summed over outputs and groups. factors: the weights at a rank.
+    at a rank, summed over outputs and groups. factors: the weights at a rank. polished: better weights
+    for more time, where `factors` is no optimum; for the plan that was chosen.
     """
 
     offered: tuple[Ranks, ...]
     rows: Callable[[Ranks], tuple[Row, ...]]
     missed: Callable[[Ranks], float]
     factors: Callable[[Ranks], Factored]
+    polished: Callable[[Ranks], Factored] | None = None
+
+    def weights(self, ranks: Ranks, polish: bool) -> Factored:
+        """The weights at a rank, polished if they are to be and can be."""
+        if polish and self.polished is not None:
+            return self.polished(ranks)
+        return self.factors(ranks)
 
 
 class Scheme(ApproximateRewrite):

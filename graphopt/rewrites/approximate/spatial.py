@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.factorize.leading import mixing
+from graphopt.factorize.leading import LeadingFactors, mixing
 from graphopt.factorize.moments import Moments
+from graphopt.factorize.polish import polish_mixing
 from graphopt.rewrites.approximate.layer import Carries, Layer
 from graphopt.rewrites.approximate.scheme import Array, Decomposition, Ranks, Scheme, multiples
 from graphopt.rewrites.approximate.structure import Factored, Row, StageShape
@@ -47,19 +48,18 @@ class Spatial(Scheme):
         mine, other = layer.kernel[a], layer.kernel[b]
         rows_, columns = layer.kernel
         order = (0, 1, 2, 3) if a == 0 else (0, 1, 3, 2)
-        fits = []
-        for target, moment in zip(targets, moments, strict=True):
+
+        def posed(target: Array, moment: Moments) -> tuple[Array, Array]:
+            """Weight and metric with the first stage's kernel axis first. Not kept: may be copies."""
             cube = target.reshape(layer.outputs, layer.inputs, rows_, columns).transpose(order)
             gram = moment.gram.reshape((layer.inputs, rows_, columns) * 2)
             if a == 1:
                 gram = gram.transpose(0, 2, 1, 3, 5, 4)
             size = layer.inputs * mine * other
-            fits.append(
-                mixing(
-                    cube.reshape(layer.outputs, layer.inputs * mine, other),
-                    gram.reshape(size, size),
-                )
-            )
+            shape = (layer.outputs, layer.inputs * mine, other)
+            return cube.reshape(shape), gram.reshape(size, size)
+
+        fits = [mixing(*posed(t, m)) for t, m in zip(targets, moments, strict=True)]
         first_kernel = tuple(layer.kernel[i] if i == a else 1 for i in (0, 1))
         second_kernel = tuple(layer.kernel[i] if i == b else 1 for i in (0, 1))
         first_axes = tuple(i == a for i in (0, 1))
@@ -73,9 +73,8 @@ class Spatial(Scheme):
             )
             return ((first, second),)
 
-        def factors(ranks: Ranks) -> Factored:
+        def factored(ranks: Ranks, parts: Sequence[LeadingFactors]) -> Factored:
             (rank,) = ranks
-            parts = [fit.factors(rank) for fit in fits]
             firsts = tuple(p.first.reshape(rank, layer.inputs, *first_kernel) for p in parts)
             seconds = tuple(p.second.reshape(layer.outputs, rank, *second_kernel) for p in parts)
             composite = tuple(
@@ -87,10 +86,18 @@ class Spatial(Scheme):
             )
             return Factored(rows(ranks), ((firsts, seconds),), composite)
 
+        def polished(ranks: Ranks) -> Factored:
+            found = [
+                polish_mixing(fit, ranks[0], *posed(target, moment))
+                for fit, target, moment in zip(fits, targets, moments, strict=True)
+            ]
+            return factored(ranks, [p.factors for p in found])
+
         limit = min(layer.inputs * mine - 1, layer.outputs * other)
         return Decomposition(
             offered=tuple((rank,) for rank in multiples(limit, block)),
             rows=rows,
             missed=lambda ranks: float(sum(fit.missed[ranks[0]] for fit in fits)),
-            factors=factors,
+            factors=lambda ranks: factored(ranks, [fit.factors(ranks[0]) for fit in fits]),
+            polished=polished,
         )

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphopt.graph.edit import Edit
 from graphopt.graph.scope import Scope
-from graphopt.rewrites.approximate.layer import Carries, Layer
+from graphopt.rewrites.approximate.layer import Carries, Layer, swapped
 
 Array = np.ndarray[Any, Any]
 
@@ -89,18 +89,26 @@ def sketched(layer: Layer, rows: tuple[Row, ...]) -> Factored:
     return Factored(rows, weights, ())
 
 
+def scatters(layer: Layer, stage: StageShape) -> bool:
+    """Whether a stage is a ConvTranspose: the pointwise ones of a transposed layer are not."""
+    return layer.transposed and any(stage.carries.strides)
+
+
 def cost(layer: Layer, rows: Sequence[Row]) -> tuple[float, float]:
     """(MACs, parameters) of the rows over those of the layer."""
     macs = parameters = 0
     for row in rows:
         size = layer.input_size
         for stage in row:
-            size = layer.sizes(stage.kernel, stage.carries, size)
-            macs += stage.parameters * int(np.prod(size, dtype=int))
+            before, size = size, layer.sizes(stage.kernel, stage.carries, size)
+            at = before if scatters(layer, stage) else size
+            macs += stage.parameters * int(np.prod(at, dtype=int))
             parameters += stage.parameters
     whole = layer.outputs * layer.inputs * layer.taps
     everything = Carries((True,) * len(layer.kernel), (True,) * len(layer.kernel))
     final = layer.sizes(layer.kernel, everything, layer.input_size)
+    if layer.transposed:
+        final = layer.input_size
     return macs / max(whole * int(np.prod(final, dtype=int)), 1), parameters / max(whole, 1)
 
 
@@ -143,13 +151,16 @@ def _stage(
     weight = np.concatenate(parts).astype(layer.weight.dtype)
     if not layer.kernel:
         weight = np.ascontiguousarray(weight.T)
+    elif scatters(layer, stage):
+        weight = swapped(weight, layer.group)
     operands = [value, change.constant(weight, f"{hint}_weight")]
     if bias is not None:
         operands.append(change.constant(bias.astype(layer.weight.dtype), f"{hint}_bias"))
     if not layer.kernel:
         op_type = "MatMul" if bias is None else "Gemm"
         return change.node(op_type, operands, hint=hint, name=name)
-    return change.node("Conv", operands, _attributes(layer, stage), hint=hint, name=name)
+    op_type = "ConvTranspose" if scatters(layer, stage) else "Conv"
+    return change.node(op_type, operands, _attributes(layer, stage), hint=hint, name=name)
 
 
 def _attributes(layer: Layer, stage: StageShape) -> dict[str, Any]:
@@ -159,6 +170,10 @@ def _attributes(layer: Layer, stage: StageShape) -> dict[str, Any]:
     dilations = [layer.dilations[a] if stage.kernel[a] > 1 else 1 for a in axes]
     pads = [layer.pads[a] if stage.carries.pads[a % rank] else 0 for a in range(2 * rank)]
     attributes: dict[str, Any] = {"kernel_shape": list(stage.kernel)}
+    if scatters(layer, stage):
+        more = [layer.output_padding[a] if stage.carries.strides[a] else 0 for a in axes]
+        if any(more):
+            attributes["output_padding"] = more
     if any(s != 1 for s in strides):
         attributes["strides"] = strides
     if any(d != 1 for d in dilations):

@@ -21,7 +21,7 @@ from graphopt.planning.workshop import Candidate, Realised, Workshop, identity_m
 from graphopt.rewrites.approximate.decoupled import Decoupled
 from graphopt.rewrites.approximate.input_bottleneck import InputBottleneck
 from graphopt.rewrites.approximate.kernel_chain import KernelChain
-from graphopt.rewrites.approximate.layer import Layer
+from graphopt.rewrites.approximate.layer import Layer, swapped
 from graphopt.rewrites.approximate.output_bottleneck import OutputBottleneck
 from graphopt.rewrites.approximate.scheme import Scheme
 from graphopt.rewrites.approximate.spatial import Spatial
@@ -33,7 +33,10 @@ BLOCK = 4
 
 @dataclass(frozen=True)
 class Model:
-    """One layer x [N, C, *size] -> y as a model: Conv, or Gemm for a weight [O, C]."""
+    """One layer x [N, C, *size] -> y as a model: Conv (transposed or not), or Gemm for [O, C].
+
+    weight: [O, C/g, *kernel], written as [C, O/g, *kernel] for a ConvTranspose.
+    """
 
     weight: np.ndarray[Any, Any]
     size: tuple[int, ...] = ()
@@ -46,20 +49,23 @@ class Model:
     open_size: bool = False
     batch: int = 1
     opset: int = 13
+    transposed: bool = False
+    output_padding: tuple[int, ...] | None = None
 
     @property
     def x_shape(self) -> tuple[int, ...]:
         return (self.batch, self.weight.shape[1] * self.group, *self.size)
 
     def proto(self) -> onnx.ModelProto:
-        names = ("group", "strides", "dilations", "pads", "auto_pad")
+        names = ("group", "strides", "dilations", "pads", "auto_pad", "output_padding")
         attributes = {n: v for n in names if (v := getattr(self, n)) not in (None, 1)}
         kind = helper.np_dtype_to_tensor_dtype(self.weight.dtype)
-        constants = [numpy_helper.from_array(self.weight, "w")]
+        weight = swapped(self.weight, self.group) if self.transposed else self.weight
+        constants = [numpy_helper.from_array(weight, "w")]
         if self.bias:
             values = np.random.default_rng(9).standard_normal(len(self.weight))
             constants.append(numpy_helper.from_array(values.astype(self.weight.dtype), "b"))
-        op_type = "Conv"
+        op_type = "ConvTranspose" if self.transposed else "Conv"
         if self.weight.ndim == 2:
             op_type, attributes = "Gemm", {"transB": 1}
         node = helper.make_node(
@@ -196,7 +202,7 @@ def border(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def weights(proto: onnx.ModelProto) -> list[np.ndarray[Any, Any]]:
     """Weights of convolutions and matrix products in the order of their nodes."""
     arrays = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
-    kinds = ("Conv", "Gemm", "MatMul")
+    kinds = ("Conv", "ConvTranspose", "Gemm", "MatMul")
     return [arrays[n.input[1]] for n in proto.graph.node if n.op_type in kinds]
 
 
@@ -205,15 +211,18 @@ def counted(proto: onnx.ModelProto) -> SimpleNamespace:
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     shapes = {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*inferred.graph.value_info, *inferred.graph.output)
+        for v in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
     }
     found = weights(proto)
-    layers = [n for n in proto.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    kinds = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    layers = [n for n in proto.graph.node if n.op_type in kinds]
     macs = 0
     for node, weight in zip(layers, found, strict=True):
         shape = shapes[node.output[0]]
         if node.op_type == "Conv":
             macs += int(np.prod(shape) * np.prod(weight.shape[1:]))
+        elif node.op_type == "ConvTranspose":
+            macs += int(np.prod(shapes[node.input[0]]) * np.prod(weight.shape[1:]))
         else:
             macs += shape[0] * weight.size
     return SimpleNamespace(macs=macs, parameters=sum(w.size for w in found))
