@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from graphopt.calibration.sensitivity import sensitivities
 from graphopt.cost.channel_block import channel_block
 from graphopt.factorize.moments import Moments
 from graphopt.factorize.weighting import Weighting
-from graphopt.graph.scope import Scope
+from graphopt.graph.scope import Scope, follower, is_op
 from graphopt.graph.shapes import is_batch_dynamic
 from graphopt.job import Job
 from graphopt.observing import kept_metrics, observe
@@ -53,7 +54,12 @@ def gather(
     if not (method.activation_aware or method.asymmetric or method.output_metric):
         return Workshop({layer.name: identity_moments(layer) for layer in layers}, block), None
     fitting = _in_parts(fitting, scope, layers)
-    probes = {layer.name: probe for layer, probe in zip(layers, _probes(layers), strict=True)}
+    probes = {
+        layer.name: probe
+        for layer, probe in zip(
+            layers, _probes(scope, layers, residual=method.residual), strict=True
+        )
+    }
     collector = Collector(fitting, job.options.seed, cores())
     job.progress.stage("Gathering statistics", len(fitting.batches))
     found, seen = observe(collector, scope, probes, job.progress, chapter)
@@ -113,10 +119,15 @@ def _diagonal_blocks(metric: Array, count: int) -> list[Array]:
     return [metric[i : i + size, i : i + size] for i in range(0, len(metric), size)]
 
 
-def _probes(layers: Sequence[Layer]) -> list[Probe]:
+def _probes(scope: Scope, layers: Sequence[Layer], *, residual: bool) -> list[Probe]:
     """Where to look at every layer, at so many patches that the responses stay within the cap."""
     probes = [_probe(layer) for layer in layers]
-    wanted = sum(4 * probe.patches * len(probe.weight) for probe in probes)
+    if residual:
+        probes = [
+            replace(probe, skip=_skip(layer, scope))
+            for probe, layer in zip(probes, layers, strict=True)
+        ]
+    wanted = sum(4 * p.patches * len(p.weight) * (1 if p.skip is None else 2) for p in probes)
     share = min(1.0, RESPONSE_BYTES / max(wanted, 1))
     return [probe.thinned(share) for probe in probes]
 
@@ -135,6 +146,19 @@ def _probe(layer: Layer) -> Probe:
     )
     matrix = layer.weight.reshape(len(layer.weight), -1)
     return Probe.of(layer.name, source.name or "", geometry, matrix, layer.bias)
+
+
+def _skip(layer: Layer, scope: Scope) -> str | None:
+    """The value of the same shape that the layer's response is added to, and to nothing else."""
+    after = follower(scope, layer.node)
+    if after is None or not is_op(after, "Add"):
+        return None
+    response = layer.node.outputs[0]
+    others = [value for value in after.inputs if value is not response]
+    if len(others) != 1 or others[0] is None or others[0].const_value is not None:
+        return None
+    same = scope.shape(others[0]) == scope.shape(response)
+    return others[0].name if same and scope.rank(response) == len(layer.kernel) + 2 else None
 
 
 def _in_parts(dataset: Dataset, scope: Scope, layers: Sequence[Layer]) -> Dataset:

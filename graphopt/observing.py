@@ -37,7 +37,7 @@ def observe(
         accumulators = seen[name].accumulators
         moments[name] = [accumulators.pop(0).moments() for _ in range(probe.geometry.group)]
         if chapter is not None:
-            chapter.store(_key(name), _arrays(moments[name], seen[name].responses))
+            chapter.store(_key(name), _arrays(moments[name], seen[name]))
     return moments, seen
 
 
@@ -71,10 +71,15 @@ def _recalled(probes: Mapping[str, Probe], batches: int, chapter: Chapter) -> Ob
         groups = range(probe.geometry.group)
         try:
             moments[name] = [_moments(arrays, group) for group in groups]
-            answers = [[arrays[f"response {i} {g}"] for g in groups] for i in range(batches)]
+            answers, skips = (
+                [[arrays[f"{part} {i} {g}"] for g in groups] for i in range(batches)]
+                if part == "response" or probe.skip is not None
+                else []
+                for part in ("response", "skip")
+            )
         except KeyError:
             return None
-        seen[name] = Sampled([], answers)
+        seen[name] = Sampled([], answers, skips)
     return moments, seen
 
 
@@ -83,11 +88,12 @@ def _moments(arrays: Mapping[str, Array], group: int) -> Moments:
     return Moments(**parts, samples=int(arrays[f"samples {group}"]))
 
 
-def _arrays(moments: Sequence[Moments], responses: Sequence[Sequence[Array]]) -> dict[str, Array]:
+def _arrays(moments: Sequence[Moments], seen: Sampled) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for group, found in enumerate(moments):
         arrays |= {f"{name} {group}": getattr(found, name) for name in _FIELDS}
         arrays[f"samples {group}"] = np.asarray(found.samples)
-    for index, parts in enumerate(responses):
-        arrays |= {f"response {index} {group}": part for group, part in enumerate(parts)}
+    for name, batches in (("response", seen.responses), ("skip", seen.skips)):
+        for index, parts in enumerate(batches):
+            arrays |= {f"{name} {index} {group}": part for group, part in enumerate(parts)}
     return arrays

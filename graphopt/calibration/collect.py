@@ -18,10 +18,13 @@ import onnx_ir as ir
 
 from graphopt.calibration.accumulate import Accumulator
 from graphopt.calibration.dataset import Dataset
-from graphopt.calibration.patches import Geometry, by_group, patches, positions
+from graphopt.calibration.patches import Geometry, by_group, patches, positions, responses
 from graphopt.calibration.walk import KEPT_BYTES, Walk
 from graphopt.progress import Progress
 from graphopt.runtime import Array
+
+Parts = list[Array] | None
+"""What is added to the responses of every group, [n, O/g], or nothing."""
 
 LEAST_PATCHES = 16384
 PATCHES_PER_INPUT = 4
@@ -33,7 +36,7 @@ class Probe:
     """Where and how to look at one layer.
 
     name: its output value. source: its input value. weight: [O, C/g * taps]; bias: [O] or None.
-    patches: how many to look at.
+    patches: how many to look at. skip: the value that the response is added to, if any.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Probe:
     weight: Array
     bias: Array | None
     patches: int
+    skip: str | None = None
 
     @classmethod
     def of(
@@ -73,10 +77,14 @@ class Probe:
 
 @dataclass
 class Sampled:
-    """What was seen: accumulators per group, and the responses per batch to ask for them again."""
+    """What was seen: accumulators per group, and per batch the responses to ask for them again.
+
+    skips: per batch what the responses were added to, where there is such a value.
+    """
 
     accumulators: list[Accumulator]
     responses: list[list[Array]] = field(default_factory=list)
+    skips: list[list[Array]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,12 @@ class Collector:
         """Moments of the layers in the original model; keeps their responses."""
         found = {probe.name: Sampled(_accumulators(probe)) for probe in probes}
 
-        def look(_index: int, size: int, probe: Probe, parts: list[Array]) -> None:
+        def look(_index: int, size: int, probe: Probe, parts: list[Array], skip: Parts) -> None:
             sampled = found[probe.name]
             answers = probe.respond(parts)
             sampled.responses.append(answers)
+            if skip is not None:
+                sampled.skips.append(skip)
             for accumulator, x, y in zip(sampled.accumulators, parts, answers, strict=True):
                 accumulator.add(x, y, size)
 
@@ -115,14 +125,22 @@ class Collector:
         originals: Mapping[str, Sampled],
         progress: Progress,
     ) -> dict[str, list[Accumulator]]:
-        """Moments of what the layers see in a rewritten model against the original responses.
+        """Moments of what the layers see in a rewritten model against the wanted responses.
 
-        walk: how far the model has been run already.
+        A response is wanted as it was in the original; where it is added to a value (the probe's
+        skip) that has changed, so that the sum is as it was: errors of one branch are made good by
+        the other. walk: how far the model has been run already.
+        Source: He et al. 2017, "Channel pruning for accelerating very deep neural networks",
+        section 3.3 (residual branches).
         """
         found = {probe.name: _accumulators(probe) for probe in probes}
 
-        def look(index: int, size: int, probe: Probe, parts: list[Array]) -> None:
-            answers = originals[probe.name].responses[index]
+        def look(index: int, size: int, probe: Probe, parts: list[Array], skip: Parts) -> None:
+            original = originals[probe.name]
+            answers = original.responses[index]
+            if skip is not None:
+                before = original.skips[index]
+                answers = [y + s - t for y, s, t in zip(answers, before, skip, strict=True)]
             for accumulator, x, y in zip(found[probe.name], parts, answers, strict=True):
                 accumulator.add(x, y, size)
 
@@ -134,7 +152,7 @@ class Collector:
         walk: Walk,
         model: ir.Model,
         probes: Sequence[Probe],
-        look: Callable[[int, int, Probe, list[Array]], None],
+        look: Callable[[int, int, Probe, list[Array], Parts], None],
         progress: Progress,
     ) -> None:
         """Hand the sampled patches of every group to `look`, batch by batch.
@@ -142,7 +160,8 @@ class Collector:
         The next batch runs while the last one is looked at; layers are looked at side by side.
         Every layer sees its batches in order, so the sums do not depend on the number of threads.
         """
-        values_of = walk.onto(model, sorted({probe.source for probe in probes}))
+        names = {probe.source for probe in probes} | {p.skip for p in probes if p.skip is not None}
+        values_of = walk.onto(model, sorted(names))
         batches = self.dataset.batches
 
         def one(index: int, probe: Probe, values: Mapping[str, Array]) -> None:
@@ -150,7 +169,10 @@ class Collector:
             rng = np.random.default_rng([self.seed, crc32(probe.name.encode()), index])
             at = positions(probe.geometry, x.shape, -(-probe.patches // len(batches)), rng)
             parts = by_group(patches(x, probe.geometry, at), probe.geometry.group)
-            look(index, batches[index].size, probe, parts)
+            skip = None
+            if probe.skip is not None:
+                skip = by_group(responses(values[probe.skip], at), probe.geometry.group)
+            look(index, batches[index].size, probe, parts, skip)
 
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(self.threads) as pool:
             following = ahead.submit(values_of, 0)

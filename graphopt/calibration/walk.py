@@ -7,13 +7,14 @@ need is kept, for all samples, and each piece of the model runs once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 from onnx_ir.convenience import create_value_mapping, extract
 
 from graphopt.calibration.dataset import Dataset
+from graphopt.graph.dataflow import before
 from graphopt.graph.io import session_source
 from graphopt.runtime import Array, open_session, run
 
@@ -45,7 +46,7 @@ class Walk:
         known = set(self._kept[0])
         if known.issuperset(names):
             return lambda index: self._kept[index]
-        piece = list(_before([values[name] for name in names], known))
+        piece = list(before([values[name] for name in names], known))
         made = {value.name for node in piece for value in node.outputs if value.name}
         behind = self._run | made
         # What bodies capture is not among a node's inputs: then everything is fed, nothing kept.
@@ -94,20 +95,6 @@ class Walk:
         )
         with session_source(piece) as source:
             return open_session(source, threads=self.threads)
-
-
-def _before(values: Sequence[ir.Value], known: set[str]) -> Iterator[ir.Node]:
-    """The nodes that have to run for these values when others are known."""
-    seen: set[ir.Node] = set()
-    waiting = list(values)
-    while waiting:
-        value = waiting.pop()
-        node = value.producer()
-        if node is None or value.name in known or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting += [source for source in node.inputs if source is not None]
 
 
 def _first_output(node: ir.Node) -> str | None:

@@ -6,7 +6,7 @@ of u.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import networkx as nx
 import onnx_ir as ir
@@ -81,3 +81,17 @@ def peak_activation_bytes(graph: ir.Graph, infos: Mapping[str, TensorInfo]) -> i
         alive += change
         peak = max(peak, alive)
     return peak
+
+
+def before(values: Sequence[ir.Value], known: set[str]) -> Iterator[ir.Node]:
+    """The nodes that have to run for these values when others are known."""
+    seen: set[ir.Node] = set()
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        node = value.producer()
+        if node is None or value.name in known or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting += [source for source in node.inputs if source is not None]

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import onnx_ir as ir
+from onnx_ir.convenience import create_value_mapping
 
 from graphopt.calibration.accumulate import Accumulator
 from graphopt.calibration.collect import Collector, Probe, Sampled
+from graphopt.graph.dataflow import before
 from graphopt.graph.edit import forget_names
 from graphopt.graph.scope import Scope
 from graphopt.planning.choices import Choice, place
@@ -60,7 +63,8 @@ class Refitter:
             if start == 0:  # nothing before it has changed: the symmetric fit is the asymmetric one
                 fitted = [_own(choice, self.polish) for choice in wave]
             else:
-                probes = [self.probes[choice.layer] for choice in wave]
+                ahead = {choice.layer for choice in choices[start:]}
+                probes = [_ready(self.probes[choice.layer], model, ahead) for choice in wave]
                 seen = self.collector.rewritten(walk, model, probes, self.originals, Silent())
                 with ThreadPoolExecutor(self.collector.threads) as pool:
                     fitted = list(pool.map(partial(_refitted, seen=seen, polish=self.polish), wave))
@@ -68,6 +72,18 @@ class Refitter:
                 place(scope, realised)
             done += fitted
         return done
+
+
+def _ready(probe: Probe, model: ir.Model, ahead: set[str]) -> Probe:
+    """The probe, without its skip where that still depends on layers to be fitted."""
+    if probe.skip is None:
+        return probe
+    value = create_value_mapping(model.graph, include_subgraphs=False).get(probe.skip)
+    if value is None or any(
+        output.name in ahead for node in before([value], set()) for output in node.outputs
+    ):
+        return replace(probe, skip=None)
+    return probe
 
 
 def _refitted(choice: Choice, seen: Mapping[str, Sequence[Accumulator]], polish: bool) -> Realised:

@@ -11,6 +11,7 @@ class Method:
 
     activation_aware: fit in the metric of what a layer sees, not of its weight alone.
     asymmetric: fit every layer to the input that it will really see, in topological order.
+    residual: where a response is added to another branch, fit the sum: the branch's errors too.
     output_metric: weigh a layer's response by how much the outputs care about each direction.
     global_choice: scheme and rank layer by layer; off, every layer gets the same share of its MACs.
     shrinkage: move noisy second moments towards their diagonal, as the number of samples warrants.
@@ -19,6 +20,7 @@ class Method:
 
     activation_aware: bool = True
     asymmetric: bool = True
+    residual: bool = True
     output_metric: bool = True
     global_choice: bool = True
     shrinkage: bool = True

@@ -151,7 +151,7 @@ def listed(collector, model, probes):
     """Every batch and layer with its patches, in order."""
     found = []
 
-    def look(index, size, probe, parts):
+    def look(index, size, probe, parts, skip):
         found.append((index, size, probe.name, parts))
 
     collector._look(collector.walk(), model, probes, look, Silent())

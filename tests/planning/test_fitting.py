@@ -10,11 +10,12 @@ from onnx_text import build
 from graphopt.calibration.collect import Collector, Probe
 from graphopt.calibration.dataset import Batch, Dataset
 from graphopt.calibration.patches import Geometry
+from graphopt.evidence import _probes
 from graphopt.graph.io import session_source
 from graphopt.graph.scope import Scope
 from graphopt.graph.shapes import infer
 from graphopt.planning.choices import Choice, with_candidates
-from graphopt.planning.fitting import Refitter, symmetric
+from graphopt.planning.fitting import Refitter, _ready, symmetric
 from graphopt.planning.menus import layers_of
 from graphopt.planning.workshop import Workshop
 from graphopt.progress import Silent
@@ -71,11 +72,12 @@ def probe_of(layer):
 class Bench:
     """A network with its moments, and plans of one rank for the layers named."""
 
-    def __init__(self, seed, scheme=None, waves=16):
+    def __init__(self, seed, scheme=None, waves=16, residual=False):
         self.scope = network(seed)
         self.scheme = scheme or InputBottleneck()
         layers, _ = layers_of(self.scope, [self.scheme])
-        probes = {layer.name: probe_of(layer) for layer in layers}
+        looks = _probes(self.scope, layers, residual=residual)
+        probes = {layer.name: probe for layer, probe in zip(layers, looks, strict=True)}
         collector = Collector(pictures(1000 + seed), seed=0, threads=1)
         seen = collector.original(self.scope.model, list(probes.values()), Silent())
         moments = {n: [a.moments().shrunk() for a in s.accumulators] for n, s in seen.items()}
@@ -120,6 +122,53 @@ def test_the_asymmetric_fit_is_better_on_fresh_data(scheme):
         ratios.append(whole / own)
     assert np.mean(ratios) < 0.95
     assert max(ratios) < 1.05
+
+
+def test_layers_that_meet_in_a_sum_make_good_each_others_errors():
+    """c2 is added to what comes of c1: fitting the sum is better than fitting the response."""
+    ratios = []
+    for seed in range(5):
+        fresh, errors = pictures(2000 + seed), []
+        for residual in (False, True):
+            bench = Bench(seed, residual=residual)
+            plan = bench.plan("c1", rank=4) + bench.plan("c2", rank=10)
+            errors.append(bench.error(bench.refitter.fit(plan), fresh))
+        ratios.append(errors[1] / errors[0])
+    assert np.mean(ratios) < 0.985
+    assert max(ratios) < 1
+
+
+def test_only_a_sum_of_equals_is_fitted_together():
+    scope = network(0)
+    layers, _ = layers_of(scope, [InputBottleneck()])
+    skips = {p.name: p.skip for p in _probes(scope, layers, residual=True)}
+    assert skips == {"c1": None, "c2": "r1", "y": None}
+    assert all(p.skip is None for p in _probes(scope, layers, residual=False))
+
+
+def test_a_skip_that_is_still_to_be_fitted_is_left_alone():
+    """Of two convolutions that are added, the later one makes good the earlier one's error."""
+    model = ir.from_proto(
+        build(
+            """
+            net (float[N,2,4,4] x) => (float[N,2,4,4] y)
+            <float[2,2,3,3] w1 = {}, float[2,2,3,3] w2 = {}>
+            {
+                a = Conv <pads = [1,1,1,1]> (x, w1)
+                b = Conv <pads = [1,1,1,1]> (x, w2)
+                y = Add (a, b)
+            }
+            """.replace(" = {}", ""),
+            weights={f"w{i}": np.ones((2, 2, 3, 3), np.float32) for i in (1, 2)},
+        )
+    )
+    geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 1)
+    first, second = (
+        Probe("a", "x", geometry, np.ones((2, 18)), None, 9, skip="b"),
+        Probe("b", "x", geometry, np.ones((2, 18)), None, 9, skip="a"),
+    )
+    assert _ready(first, model, {"a", "b"}).skip is None
+    assert _ready(second, model, {"b"}).skip == "a"
 
 
 @pytest.mark.parametrize("name", ALL)
