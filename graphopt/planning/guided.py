@@ -99,5 +99,7 @@ def _aim(expected: Curve, shares: Mapping[int, float], low: int, high: int) -> i
     if len(ends) == 2 and ends[0][1] < 1 < ends[1][1] and ends[0][0] < ends[1][0]:
         (start, least), (end, most) = ends
         return expected.reach(start + (1 - least) / (most - least) * (end - start))
+    if low > 0 and shares.get(high, 2.0) <= 1:
+        return (low + high) // 2  # the end was turned down by chance, not by the curve
     seen, share = ends[-1]
     return expected.reach(seen / share) if share > 0 else int(expected.counts[-1])
