@@ -67,41 +67,39 @@ def settle(
 ) -> int:
     """How many steps can be taken so that the plan fits, by at most `tries` measurements.
 
-    A plan that does not fit though it uses no more than the budget was turned down by chance (a
-    count of hits is noisy): that says nothing about longer plans, and shorter ones are tried by
-    growing strides.
+    Plans may be turned down by chance: then fewer steps are tried, by growing strides.
     """
     low, high, stride = 0, len(steps) + 1, max(1, len(steps) // 24)
     fine = len(steps) // _FINE
     shares = {0: 0.0}
-    aim = expected.reach(1.0)
+    count = expected.reach(1.0)
     for _ in range(tries):
-        count = min(max(aim, low + 1), high - 1)
-        if count in shares:
-            count, stride = max(count - stride, low + 1), 2 * stride
-        if count in shares or not low < count < high:
+        count = min(max(count, low + 1), high - 1)
+        if count <= low:
             break
         plan = plan_of(steps[:count])
         holds, shares[count] = fits(plan), used(plan)
-        if holds:
-            low = count
-        elif not shares[count] <= 1:
-            high = count
-        aim = _aim(expected, shares, low, high, count)
-        if high - low <= 1 + fine or (holds and shares[count] >= 1):
+        low, high = (count, high) if holds else (low, count)
+        aim = _aim(expected, shares, low, high)
+        if high - low <= 1 + fine:
             break
         if holds and aim - low <= fine:
             if shares[count] >= _NEARLY:
                 break
             aim = (low + high) // 2  # the curve is of another shape: halve the bracket
+        elif not holds:
+            aim, stride = min(aim, high - stride), 2 * stride
+        count = aim
     return low
 
 
-def _aim(expected: Curve, shares: Mapping[int, float], low: int, high: int, last: int) -> int:
+def _aim(expected: Curve, shares: Mapping[int, float], low: int, high: int) -> int:
     """Where the budget should be used up: the expected curve, corrected by what was measured."""
     ends = [(expected.at(count), shares[count]) for count in (low, high) if count in shares]
     if len(ends) == 2 and ends[0][1] < 1 < ends[1][1] and ends[0][0] < ends[1][0]:
         (start, least), (end, most) = ends
         return expected.reach(start + (1 - least) / (most - least) * (end - start))
-    share = shares[last]
-    return expected.reach(expected.at(last) / share) if share > 0 else int(expected.counts[-1])
+    if low > 0 and shares.get(high, 2.0) <= 1:
+        return (low + high) // 2  # the end was turned down by chance, not by the curve
+    seen, share = ends[-1]
+    return expected.reach(seen / share) if share > 0 else int(expected.counts[-1])

@@ -80,15 +80,19 @@ class _Search:
 
     def used(self, plan: Plan) -> float:
         """The share of the budget that a plan uses up: above 1 it exceeds a limit."""
+        found = self._asked(plan)
+        drops = [drop for drop in (found.drop, found.expected_drop) if drop is not None]
+        return _share(self._budget, found.error, max(drops, default=0.0))
+
+    def expected(self, plan: Plan) -> float:
+        """Like `used`, by the surer estimate of a drop alone."""
+        found = self._asked(plan)
+        drop = found.drop if found.expected_drop is None else found.expected_drop
+        return _share(self._budget, found.error, drop or 0.0)
+
+    def _asked(self, plan: Plan) -> Measured:
         self.fits(plan)
-        found, budget = self.measured[plan], self._budget
-        shares = [0.0]
-        if budget.max_error is not None:
-            shares.append(found.error / max(budget.max_error, 1e-9))
-        if budget.max_drop is not None:
-            drop = found.drop if found.expected_drop is None else found.expected_drop
-            shares.append((drop or 0.0) / max(budget.max_drop, 1e-9))
-        return max(shares) if np.isfinite(shares).all() else math.inf
+        return self.measured[plan]
 
     def speedup(self, plan: Plan) -> float:
         """Measured speed-up of a plan."""
@@ -145,7 +149,7 @@ def choose(
     if refit is None:
         found = within(steps, quick.fits, limit)
     else:
-        known = settle(steps, curve(steps, quick.used), final.fits, final.used)
+        known = settle(steps, curve(steps, quick.expected), final.fits, final.used)
         found = within(steps, final.fits, limit, known=known, tries=_REFITTED_TRIES)
     if found.bound_by is not None and budget.max_error is not None and budget.max_drop is not None:
         found = Found(found.steps, _binding(budget, final.measured))
@@ -155,6 +159,15 @@ def choose(
         if reached is not None and (not reached or final.fits(plan_of(reached))):
             found = Found(reached, "speedup")
     return chosen(found)
+
+
+def _share(budget: Budget, error: float, drop: float) -> float:
+    shares = [0.0]
+    if budget.max_error is not None:
+        shares.append(error / max(budget.max_error, 1e-9))
+    if budget.max_drop is not None:
+        shares.append(drop / max(budget.max_drop, 1e-9))
+    return max(shares) if np.isfinite(shares).all() else math.inf
 
 
 def exceeded(budget: Budget, measured: Measured) -> Limit | None:
