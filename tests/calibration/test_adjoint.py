@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from graphopt.calibration.adjoint import Adjoint, adjoint
@@ -458,6 +458,9 @@ COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"
     ),
     st.booleans(),
     st.integers(0, 2**32 - 1),
+)
+@example(
+    'mode="nearest", nearest_mode="round_prefer_floor"', "half_pixel", (3, 2), (1.3, 0.5), True, 0
 )
 def test_resizing_is_transposed(sampling, coordinates, size, target, by_scale, seed):
     """<R x, y> = <x, R' y>."""
