@@ -20,7 +20,7 @@ from graphopt.graph.shapes import is_batch_dynamic
 from graphopt.job import Job
 from graphopt.observing import kept_metrics, observe
 from graphopt.planning.fitting import Fit, Refitter, polished
-from graphopt.planning.workshop import Workshop, identity_moments
+from graphopt.planning.workshop import Workshop, identity_moments, metric
 from graphopt.records import Chapter
 from graphopt.rewrites.approximate.layer import Layer
 from graphopt.runtime import Array, cores
@@ -63,12 +63,7 @@ def gather(
     collector = Collector(fitting, job.options.seed, cores())
     job.progress.stage("Gathering statistics", len(fitting.batches))
     found, seen = observe(collector, scope, probes, job.progress, chapter)
-    moments: dict[str, list[Moments]] = {}
-    for layer in layers:
-        whole = found.pop(layer.name)
-        moments[layer.name] = [m.shrunk(None if method.shrinkage else 0.0) for m in whole]
-        if not method.activation_aware:
-            moments[layer.name] = [m.unweighted() for m in moments[layer.name]]
+    moments = {layer.name: metric(found.pop(layer.name), method) for layer in layers}
     weightings = _weightings(job, scope, layers, fitting, chapter) if method.output_metric else {}
     workshop = Workshop(moments, block, weightings, method)
     if method.asymmetric:
@@ -132,10 +127,9 @@ def _probes(scope: Scope, layers: Sequence[Layer], *, residual: bool) -> list[Pr
     return [probe.thinned(share) for probe in probes]
 
 
-def _probe(layer: Layer) -> Probe:
-    source = layer.node.inputs[0]
-    assert source is not None
-    geometry = Geometry(
+def geometry_of(layer: Layer) -> Geometry:
+    """Which inputs of a layer each of its outputs sees."""
+    return Geometry(
         layer.kernel,
         layer.strides,
         layer.dilations,
@@ -144,8 +138,13 @@ def _probe(layer: Layer) -> Probe:
         layer.transposed,
         layer.output_padding,
     )
+
+
+def _probe(layer: Layer) -> Probe:
+    source = layer.node.inputs[0]
+    assert source is not None
     matrix = layer.weight.reshape(len(layer.weight), -1)
-    return Probe.of(layer.name, source.name or "", geometry, matrix, layer.bias)
+    return Probe.of(layer.name, source.name or "", geometry_of(layer), matrix, layer.bias)
 
 
 def _skip(layer: Layer, scope: Scope) -> str | None:

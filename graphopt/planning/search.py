@@ -10,6 +10,7 @@ Source: Shoham & Gersho 1988, "Efficient bit allocation for an arbitrary set of 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -101,15 +102,7 @@ def _last(count: int, holds: Callable[[int], bool]) -> int:
     """The largest k in 0..count for which `holds(k)`, assuming it holds up to some k; 0 for free."""
     if count <= 0 or holds(count):
         return max(count, 0)
-    return _bisect(0, count, holds)
-
-
-def _bisect(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The largest k in low..high - 1 for which `holds(k)`, taking it to hold at low, not at high."""
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+    return bisect_left(range(1, count), True, key=lambda k: not holds(k))
 
 
 def _hull(option: Options) -> list[Step]:

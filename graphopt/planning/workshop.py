@@ -76,16 +76,17 @@ class Candidate:
     @cached_property
     def realised(self) -> Realised:
         """Fitted to the original layer's own inputs (or to its weight)."""
-        moments = self.workshop.moments[self.layer.name]
-        factored = self.workshop.decomposition(self.layer, self.scheme).factors(self.ranks)
-        return Realised(self, factored, _bias(self.layer, factored, moments))
+        return self._fitted(polish=False)
 
     @cached_property
     def polished(self) -> Realised:
         """Like `realised`, and polished."""
-        moments = self.workshop.moments[self.layer.name]
+        return self._fitted(polish=True)
+
+    def _fitted(self, polish: bool) -> Realised:
         made = self.workshop.decomposition(self.layer, self.scheme)
-        factored = made.weights(self.ranks, polish=True)
+        factored = made.weights(self.ranks, polish)
+        moments = self.workshop.moments[self.layer.name]
         return Realised(self, factored, _bias(self.layer, factored, moments))
 
     def refitted(self, seen: Sequence[Moments], polish: bool = False) -> Realised:
@@ -95,8 +96,9 @@ class Candidate:
         """
         weights = _matrices(self.layer)
         targets = [target(w, m) for w, m in zip(weights, seen, strict=True)]
-        metric = self.workshop.metric(seen)
-        made = self.workshop.taken_apart(self.layer, self.scheme, targets, metric)
+        made = self.workshop.taken_apart(
+            self.layer, self.scheme, targets, metric(seen, self.workshop.method)
+        )
         factored = made.weights(self.ranks, polish)
         return Realised(self, factored, _bias(self.layer, factored, seen))
 
@@ -105,7 +107,8 @@ class Candidate:
 class Workshop:
     """The moments of all layers, and decompositions made from them (kept up to a cap).
 
-    moments: per layer name, one per group; shrunk. block: the channel block ranks are multiples of.
+    moments: per layer name, one per group; the metric of the fits to come. block: the channel block
+    ranks are multiples of.
     weightings: per layer name and group, the metric of the outputs; empty where it is unknown.
     method: what a fit consists of.
     """
@@ -117,11 +120,6 @@ class Workshop:
     _kept: OrderedDict[tuple[str, str], tuple[int, Decomposition]] = field(
         default_factory=OrderedDict
     )
-
-    def metric(self, seen: Sequence[Moments]) -> list[Moments]:
-        """What a layer sees, as the metric of a fit."""
-        shrunk = [m.shrunk(None if self.method.shrinkage else 0.0) for m in seen]
-        return shrunk if self.method.activation_aware else [m.unweighted() for m in shrunk]
 
     def decomposition(self, layer: Layer, scheme: Scheme) -> Decomposition:
         """The decomposition of a layer by a scheme, made anew if it was dropped."""
@@ -141,14 +139,14 @@ class Workshop:
         layer: Layer,
         scheme: Scheme,
         targets: Sequence[Array],
-        metric: Sequence[Moments],
+        moments: Sequence[Moments],
     ) -> Decomposition:
         """A scheme's decomposition of target weights, in the outputs' metric where it is known."""
         weighting = self.weightings.get(layer.name)
         if weighting is None:
-            return scheme.decompose(layer, targets, metric, self.block)
+            return scheme.decompose(layer, targets, moments, self.block)
         scaled = [w.root @ t for w, t in zip(weighting, targets, strict=True)]
-        made = scheme.decompose(layer, scaled, metric, self.block)
+        made = scheme.decompose(layer, scaled, moments, self.block)
         back = [w.inverse for w in weighting]
 
         def mapped(ranks: Ranks, polish: bool) -> Factored:
@@ -163,8 +161,8 @@ class Workshop:
         weighting = self.weightings.get(layer.name)
         if weighting is not None:
             matrices = [w.root @ m for w, m in zip(weighting, matrices, strict=True)]
-        metric = self.moments[layer.name]
-        return sum(float(np.sum((w @ m.gram) * w)) for w, m in zip(matrices, metric, strict=True))
+        seen = self.moments[layer.name]
+        return sum(float(np.sum((w @ m.gram) * w)) for w, m in zip(matrices, seen, strict=True))
 
     def menu(
         self, layer: Layer, schemes: Sequence[Scheme]
@@ -208,6 +206,12 @@ class Workshop:
 def _matrices(layer: Layer) -> list[Array]:
     """The weight of every group as [O/g, C/g * taps], float64."""
     return [weight.reshape(layer.outputs, -1) for weight in layer.groups()]
+
+
+def metric(seen: Sequence[Moments], method: Method) -> list[Moments]:
+    """What a layer sees (one per group), as the metric of a fit."""
+    shrunk = [m.shrunk(None if method.shrinkage else 0.0) for m in seen]
+    return shrunk if method.activation_aware else [m.unweighted() for m in shrunk]
 
 
 def identity_moments(layer: Layer) -> list[Moments]:

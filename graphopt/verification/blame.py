@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 
 
@@ -13,11 +14,4 @@ def first_bad(count: int, passes: Callable[[int], bool]) -> int:
     """
     if not passes(0):
         return 0
-    low, high = 0, count
-    while high - low > 1:
-        middle = (low + high) // 2
-        if passes(middle):
-            low = middle
-        else:
-            high = middle
-    return high
+    return 1 + bisect_left(range(1, count), True, key=lambda k: not passes(k))

@@ -10,7 +10,7 @@ from onnx_text import build
 from graphopt.calibration.collect import Collector, Probe
 from graphopt.calibration.dataset import Batch, Dataset
 from graphopt.calibration.patches import Geometry
-from graphopt.evidence import _probes
+from graphopt.evidence import _probes, geometry_of
 from graphopt.graph.io import session_source
 from graphopt.graph.scope import Scope
 from graphopt.graph.shapes import infer
@@ -64,9 +64,8 @@ def pictures(seed, batches=4):
 
 
 def probe_of(layer):
-    geometry = Geometry(layer.kernel, layer.strides, layer.dilations, layer.pads, layer.group)
     matrix = layer.weight.reshape(len(layer.weight), -1)
-    return Probe.of(layer.name, layer.node.inputs[0].name, geometry, matrix, layer.bias)
+    return Probe.of(layer.name, layer.node.inputs[0].name, geometry_of(layer), matrix, layer.bias)
 
 
 class Bench:

@@ -10,7 +10,8 @@ from onnx import helper, numpy_helper
 
 from graphopt.calibration.accumulate import Accumulator
 from graphopt.calibration.batch_statistics import ChannelMoments, with_means
-from graphopt.calibration.patches import Geometry, by_group, patches
+from graphopt.calibration.patches import by_group, patches
+from graphopt.evidence import geometry_of
 from graphopt.planning.workshop import Workshop, identity_moments
 from graphopt.rewrites import APPROXIMATE
 from graphopt.rewrites.approximate.input_bottleneck import InputBottleneck
@@ -112,15 +113,7 @@ def test_an_open_size(kit):
 
 def unfolded(layer, x):
     """Patches of every group at all output positions."""
-    geometry = Geometry(
-        layer.kernel,
-        layer.strides,
-        layer.dilations,
-        layer.pads,
-        layer.group,
-        layer.transposed,
-        layer.output_padding,
-    )
+    geometry = geometry_of(layer)
     whole = (len(x), *geometry.output_size(x.shape[2:]))
     at = np.stack(np.unravel_index(np.arange(np.prod(whole)), whole), axis=1)
     return by_group(patches(x, geometry, at), layer.group)
