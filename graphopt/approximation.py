@@ -94,8 +94,8 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
         return Approximation(declined=tuple(declined), available=available)
     timer = job.stopwatch or Recall(LatencyTable(), options.threads)
     priced, slower = price(scope, offered, guard, timer, job.progress, chapter)
-    steps = sequence(priced) if options.method.global_choice else uniform(priced)
-    found = choose(scope, steps, budget, guard, job.progress, refit, chapter)
+    plans = sequence(priced) if options.method.global_choice else uniform(priced)
+    found = choose(scope, plans, budget, guard, job.progress, refit, chapter)
     all_declined = (*declined, *slower)
     if found.plan and job.stopwatch is not None:
         result = with_candidates(scope, found.realised)
@@ -110,7 +110,7 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
             for choice in chosen
         )
 
-    closer = stops(found.steps, options.pareto)[:-1] if options.pareto else []
+    closer = stops(found.plans, options.pareto)[:-1] if options.pareto else []
     return Approximation(
         shared(found.plan, found.realised),
         found.bound_by,

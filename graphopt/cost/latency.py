@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,10 @@ class Timing:
     def measured(self) -> bool:
         """Whether it was timed, now or earlier, and not predicted."""
         return self.pairs > 0
+
+    def of(self, before_us: float) -> Timing:
+        """The same ratio of another time."""
+        return replace(self, before_us=before_us, after_us=before_us * self.ratio)
 
 
 def compare(before: Any, after: Any, feeds: Feeds, effort: Effort = THOROUGH) -> Timing:

@@ -97,7 +97,7 @@ def price(
     for layer, candidates in offered.items():
         node = next(n for n in scope.graph if n.outputs[0].name == layer)
         finite = [c for c in candidates if math.isfinite(c.error)]
-        timed = [(c, *_saved(scope, node, c, timer)) for c in finite]
+        timed = _timed(scope, node, finite, timer)
         faster = [item for item in timed if item[1] > 0]
         for name in sorted({c.rewrite for c in candidates} - {c.rewrite for c, _, _ in faster}):
             reason = "no candidate is measurably faster than the layer"
@@ -115,11 +115,30 @@ def price(
     return priced, refused
 
 
+def _timed(
+    scope: Scope, node: ir.Node, candidates: Sequence[Candidate], timer: Timer | None
+) -> list[tuple[Candidate, float, Timing | None]]:
+    """Every candidate of a layer with the microseconds it saves and the measurement that says so.
+
+    A ratio comes from interleaved runs and holds on a busy machine; the time of the layer itself was
+    measured once with every candidate and may have drifted in between. It is the same layer: all
+    ratios are taken of the lower quartile of these times.
+    """
+    timings = [
+        None if timer is None else time_candidate(scope, node, candidate, timer)
+        for candidate in candidates
+    ]
+    times = [timing.before_us for timing in timings if timing is not None]
+    usual = float(np.quantile(times, 0.25)) if times else 0.0
+    return [
+        (candidate, *_saved(scope, node, candidate, timer, timing and timing.of(usual)))
+        for candidate, timing in zip(candidates, timings, strict=True)
+    ]
+
+
 def _saved(
-    scope: Scope, node: ir.Node, candidate: Candidate, timer: Timer | None
+    scope: Scope, node: ir.Node, candidate: Candidate, timer: Timer | None, timing: Timing | None
 ) -> tuple[float, Timing | None]:
-    """Microseconds that a candidate saves, and the measurement that says so."""
-    timing = None if timer is None else time_candidate(scope, node, candidate, timer)
     if timing is None and (timer is None or isinstance(timer, Recall)):
         return macs(node, scope.infos) * (1 - candidate.macs_ratio) / _MACS_PER_US, None
     if timing is None or timing.ratio_high >= 1:

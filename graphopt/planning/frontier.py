@@ -4,31 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphopt.planning.search import Plan, Step, plan_of
+from graphopt.planning.search import Plan, saved_us
 
 
-def stops(steps: Sequence[Step], count: int) -> list[Plan]:
-    """At most `count` plans along the steps, evenly spaced in predicted saved time.
+def stops(plans: Sequence[Plan], count: int) -> list[Plan]:
+    """At most `count` of the plans, evenly spaced in predicted saved time.
 
-    The last one takes all steps; none of them takes no step. Fewer where there are fewer steps.
+    The last one is among them, the first one (which changes nothing) is not. Fewer where there are
+    fewer plans.
     """
-    if not steps:
-        return []
-    count = min(count, len(steps))
-    saved = _saved(steps)
-    lengths = [0]
+    last = len(plans) - 1
+    count = min(count, last)
+    saved = [saved_us(plan) for plan in plans]
+    numbers = [0]
     for number in range(1, count):
         aim = saved[-1] * number / count
-        open_ones = range(lengths[-1] + 1, len(steps) - (count - number) + 1)
-        lengths.append(min(open_ones, key=lambda length: abs(saved[length] - aim)))
-    return [plan_of(steps[:length]) for length in (*lengths[1:], len(steps))]
-
-
-def _saved(steps: Sequence[Step]) -> list[float]:
-    """Predicted time saved after 0, 1, ... steps."""
-    by_layer: dict[str, float] = {}
-    found = [0.0]
-    for step in steps:
-        by_layer[step.choice.layer] = step.choice.saved_us
-        found.append(sum(by_layer.values()))
-    return found
+        open_ones = range(numbers[-1] + 1, last - (count - number) + 1)
+        numbers.append(min(open_ones, key=lambda index: abs(saved[index] - aim)))
+    return [plans[number] for number in (*numbers[1:], last)] if count > 0 else []

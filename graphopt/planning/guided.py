@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from graphopt.factorize.weighting import Array
-from graphopt.planning.search import Plan, Step, plan_of
+from graphopt.planning.search import Plan
 
 _POINTS = 12
 _LARGE = 1e6
@@ -28,17 +28,17 @@ _NEARLY = 0.85
 
 @dataclass(frozen=True)
 class Curve:
-    """Share of the budget used (1: all of it) after so many steps; rises along the sequence."""
+    """Share of the budget used (1: all of it) by the plan of a number; rises along the sequence."""
 
     counts: Array
     shares: Array
 
     def at(self, count: int) -> float:
-        """The share used after so many steps."""
+        """The share used by the plan of a number."""
         return float(np.interp(count, self.counts, self.shares))
 
     def reach(self, share: float) -> int:
-        """About how many steps use up a share."""
+        """About which plan uses up a share."""
         inside = np.flatnonzero(self.shares <= share)
         last = int(inside[-1]) if len(inside) else 0
         if last == len(self.counts) - 1:
@@ -48,36 +48,37 @@ class Curve:
         return int(self.counts[last] + part * (self.counts[last + 1] - self.counts[last]))
 
 
-def curve(steps: Sequence[Step], used: Callable[[Plan], float], points: int = _POINTS) -> Curve:
-    """Measure the share used at evenly spaced prefixes and smooth it by isotonic regression.
+def curve(plans: Sequence[Plan], used: Callable[[Plan], float], points: int = _POINTS) -> Curve:
+    """Measure the share used by evenly spaced plans and smooth it by isotonic regression.
 
     A drop in accuracy on a few hundred samples goes up and down by chance, its trend does not.
     """
-    counts = np.unique(np.linspace(0, len(steps), points + 1).round().astype(int))
-    shares = [min(_LARGE, used(plan_of(steps[:count]))) for count in counts[1:]]
+    counts = np.unique(np.linspace(0, len(plans) - 1, points + 1).round().astype(int))
+    shares = [min(_LARGE, used(plans[count])) for count in counts[1:]]
     return Curve(counts, isotonic_regression([0.0, *shares]).x)
 
 
 def settle(
-    steps: Sequence[Step],
+    plans: Sequence[Plan],
     expected: Curve,
     fits: Callable[[Plan], bool],
     used: Callable[[Plan], float],
     tries: int = 7,
 ) -> int:
-    """How many steps can be taken so that the plan fits, by at most `tries` measurements.
+    """The number of the last plan that fits, by at most `tries` measurements; the first one does.
 
-    Plans may be turned down by chance: then fewer steps are tried, by growing strides.
+    Plans may be turned down by chance: then earlier ones are tried, by growing strides.
     """
-    low, high, stride = 0, len(steps) + 1, max(1, len(steps) // 24)
-    fine = len(steps) // _FINE
+    last = len(plans) - 1
+    low, high, stride = 0, last + 1, max(1, last // 24)
+    fine = last // _FINE
     shares = {0: 0.0}
     count = expected.reach(1.0)
     for _ in range(tries):
         count = min(max(count, low + 1), high - 1)
         if count <= low:
             break
-        plan = plan_of(steps[:count])
+        plan = plans[count]
         holds, shares[count] = fits(plan), used(plan)
         low, high = (count, high) if holds else (low, count)
         aim = _aim(expected, shares, low, high)

@@ -17,25 +17,25 @@ from graphopt.planning.fitting import Fit, symmetric
 from graphopt.planning.guard import Guard, Measured
 from graphopt.planning.guided import curve, settle
 from graphopt.planning.notebook import Figures, Notebook, noted, plan_key
-from graphopt.planning.search import Found, Plan, Step, plan_of, reaching, within
+from graphopt.planning.search import Found, Plan, reaching, within
 from graphopt.planning.workshop import Realised
 from graphopt.progress import Progress
 
 _REFITTED_TRIES = 1
-"""Single steps tried beyond the prefix when every try is a fit of the whole plan."""
+"""Single choices tried beyond the plan settled on when every try is a fit of the whole plan."""
 
 
 @dataclass(frozen=True)
 class Chosen:
     """The plan with its fitted weights, and what ended the search (None: nothing more to gain).
 
-    steps: those that lead to the plan, most worthwhile first.
+    plans: those on the way to it, closest to the original first, and the plan itself.
     """
 
     plan: Plan
     realised: tuple[Realised, ...]
     bound_by: Limit | None
-    steps: tuple[Step, ...] = ()
+    plans: tuple[Plan, ...] = ((),)
 
 
 class _Search:
@@ -111,14 +111,14 @@ class _Search:
 
 def choose(
     scope: Scope,
-    steps: Sequence[Step],
+    plans: Sequence[Plan],
     budget: Budget,
     guard: Guard,
     progress: Progress,
     refit: Fit | None = None,
     notebook: Notebook | None = None,
 ) -> Chosen:
-    """The plan for a budget: so many of the steps, most worthwhile first.
+    """The plan for a budget, out of a sequence that saves ever more and differs ever more.
 
     With a limit on error or drop: the fastest plan inside it. With a speed-up: the least error that
     reaches it. With both: whichever binds first. The search first uses each layer's own fit; with
@@ -135,28 +135,28 @@ def choose(
         final = _Search(scope, budget, guard, refit, progress, notebook)
 
     def chosen(found: Found) -> Chosen:
-        return Chosen(found.plan, tuple(final.realised(found.plan)), found.bound_by, found.steps)
+        return Chosen(found.plan, tuple(final.realised(found.plan)), found.bound_by, found.plans)
 
     if budget.max_error is None and budget.max_drop is None:
-        reached = reaching(steps, quick.fast)
+        reached = reaching(plans, quick.fast)
         if reached is None:
-            most = quick.speedup(plan_of(steps))
+            most = quick.speedup(plans[-1])
             raise BudgetError(
                 f"a speed-up of {budget.speedup:g}x cannot be reached: {most:.2f}x is the most"
             )
         return chosen(Found(reached, "speedup"))
     limit: Limit = "max_error" if budget.max_drop is None else "max_drop"
     if refit is None:
-        found = within(steps, quick.fits, limit)
+        found = within(plans, quick.fits, limit)
     else:
-        known = settle(steps, curve(steps, quick.expected), final.fits, final.used)
-        found = within(steps, final.fits, limit, known=known, tries=_REFITTED_TRIES)
+        known = settle(plans, curve(plans, quick.expected), final.fits, final.used)
+        found = within(plans, final.fits, limit, known=known, tries=_REFITTED_TRIES)
     if found.bound_by is not None and budget.max_error is not None and budget.max_drop is not None:
-        found = Found(found.steps, _binding(budget, final.measured))
+        found = Found(found.plans, _binding(budget, final.measured))
     if budget.speedup is not None:
-        reached = reaching(found.steps, quick.fast)
-        # Fewer steps are nearly always closer to the original, but only a measurement is a proof.
-        if reached is not None and (not reached or final.fits(plan_of(reached))):
+        reached = reaching(found.plans, quick.fast)
+        # Earlier plans are nearly always closer to the original, but only a measurement is a proof.
+        if reached is not None and (not reached[-1] or final.fits(reached[-1])):
             found = Found(reached, "speedup")
     return chosen(found)
 

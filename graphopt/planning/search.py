@@ -1,101 +1,119 @@
 """Choosing one candidate per layer: the fastest network inside the budget.
 
-Saved time is to be large, the sum of squared output errors small: per layer only the lower convex
-hull matters, and taking hull steps in order of saved time per error gives a sequence of ever more
-aggressive plans (the solutions of the Lagrangian, for all multipliers at once). The real budget is
-then met by measuring plans of that sequence, found by bisection, and by trying the next few steps
-one by one.
-Source: Shoham & Gersho 1988, "Efficient bit allocation for an arbitrary set of quantizers".
+Saved time is to be large, the sum of squared output errors small. Per layer the lower convex hull of
+the two, its steps taken in order of saved time per error, gives ever more aggressive plans: the
+solutions of the Lagrangian, for all multipliers at once. Where two of them are far apart (a network
+of few layers), the knapsack problem in between is solved by dynamic programming. The real budget is
+then met by measuring plans of that sequence.
+Source: Shoham & Gersho 1988, "Efficient bit allocation for an arbitrary set of quantizers";
+Kellerer et al. 2004, "Knapsack problems", chapter 11 (multiple-choice).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from graphopt.planning.budget import Limit
 from graphopt.planning.choices import Choice, Options
+from graphopt.runtime import Array
 
 Plan = tuple[Choice, ...]
+"""One choice for every layer that is changed, by layer name."""
 
 _EXTRA_TRIES = 8
 
+_APART = 1.2
+"""Neighbours in the sequence whose squared errors differ by more get plans in between."""
 
-@dataclass(frozen=True, eq=False)
-class Step:
-    """Going from one choice of a layer to the next more aggressive one. gain: us per squared error."""
+_WIDEST = 100.0
+"""How far below a plan's squared error those in between begin, at the least."""
 
-    choice: Choice
-    gain: float
+_GRID = 1024
+"""Parts that squared error is counted in by the dynamic program."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The steps that were taken and what ended the search (None: nothing more to gain)."""
+    """The plans up to the one found, and what ended the search (None: nothing more to gain)."""
 
-    steps: tuple[Step, ...]
+    plans: tuple[Plan, ...]
     bound_by: Limit | None
 
     @property
     def plan(self) -> Plan:
         """One choice per layer."""
-        return plan_of(self.steps)
+        return self.plans[-1]
 
 
-def sequence(options: Sequence[Options]) -> list[Step]:
-    """All hull steps of all layers, most time saved per squared error first."""
-    steps = [step for option in options for step in _hull(option)]
-    # Within a layer the hull is concave, so a stable sort by gain keeps each layer's own order.
-    return sorted(steps, key=lambda step: (-step.gain, step.choice.layer))
+def sequence(options: Sequence[Options]) -> list[Plan]:
+    """Plans that save ever more and differ ever more from the original; first the empty one."""
+    plans: list[Plan] = [()]
+    for before, after in pairwise(_lagrangian(options)):
+        for allowance in _between(squared_error(before), squared_error(after)):
+            plan = _knapsack(options, allowance)
+            if saved_us(plans[-1]) < saved_us(plan) < saved_us(after):
+                plans.append(plan)
+        plans.append(after)
+    return plans
 
 
-def plan_of(steps: Sequence[Step]) -> Plan:
-    """The plan after these steps: the last choice of every layer, in the layers' first order."""
-    last: dict[str, Choice] = {}
-    for step in steps:
-        last[step.choice.layer] = step.choice
-    return tuple(last.values())
+def saved_us(plan: Plan) -> float:
+    """Microseconds a plan is expected to save."""
+    return sum(choice.saved_us for choice in plan)
 
 
-def prefix(steps: Sequence[Step], fits: Callable[[Plan], bool]) -> int:
-    """How many steps can be taken so that the plan still fits, by bisection."""
-    return _last(len(steps), lambda count: fits(plan_of(steps[:count])))
+def squared_error(plan: Plan) -> float:
+    """Squared relative output error a plan is expected to have, errors taken as independent."""
+    return sum(choice.error**2 for choice in plan)
+
+
+def prefix(plans: Sequence[Plan], fits: Callable[[Plan], bool]) -> int:
+    """The last of the plans that fits, by bisection; the first one is taken to."""
+    return _last(len(plans) - 1, lambda index: fits(plans[index]))
 
 
 def within(
-    steps: Sequence[Step],
+    plans: Sequence[Plan],
     fits: Callable[[Plan], bool],
     limit: Limit,
     *,
     known: int | None = None,
     tries: int = _EXTRA_TRIES,
 ) -> Found:
-    """The longest prefix of the steps whose plan fits, then single steps beyond it that still do.
+    """The last of the plans that fits by bisection, then single choices of later ones that still do.
 
-    known: the length of the prefix, if it has been found already.
+    known: the index of the plan, if it has been found already.
     """
-    taken = list(steps[: prefix(steps, fits) if known is None else known])
-    if len(taken) == len(steps):
-        return Found(tuple(taken), None)
-    for step in steps[len(taken) + 1 :]:
+    last = prefix(plans, fits) if known is None else known
+    if last == len(plans) - 1:
+        return Found(tuple(plans), None)
+    found = list(plans[: last + 1])
+    refused = plans[last + 1]
+    for choice in dict.fromkeys(choice for plan in plans[last + 1 :] for choice in plan):
         if tries == 0:
             break
-        tries -= 1
-        if fits(plan_of([*taken, step])):
-            taken.append(step)
-    return Found(tuple(taken), limit)
+        kept = [other for other in found[-1] if other.layer != choice.layer]
+        plan = _plan([*kept, choice])
+        if plan != refused and saved_us(plan) > saved_us(found[-1]):
+            tries -= 1
+            if fits(plan):
+                found.append(plan)
+    return Found(tuple(found), limit)
 
 
-def reaching(steps: Sequence[Step], fast: Callable[[Plan], bool]) -> tuple[Step, ...] | None:
-    """The shortest prefix of the steps whose plan is fast enough; None if even all are not."""
-    if not fast(plan_of(steps)):
+def reaching(plans: Sequence[Plan], fast: Callable[[Plan], bool]) -> tuple[Plan, ...] | None:
+    """The plans up to the first one that is fast enough; None if even the last is not."""
+    if not fast(plans[-1]):
         return None
-    if fast(()):
-        return ()
-    slow = _last(len(steps) - 1, lambda k: not fast(plan_of(steps[:k])))
-    return tuple(steps[: slow + 1])
+    if fast(plans[0]):
+        return tuple(plans[:1])
+    slow = _last(len(plans) - 2, lambda index: not fast(plans[index]))
+    return tuple(plans[: slow + 2])
 
 
 def _last(count: int, holds: Callable[[int], bool]) -> int:
@@ -105,8 +123,24 @@ def _last(count: int, holds: Callable[[int], bool]) -> int:
     return bisect_left(range(1, count), True, key=lambda k: not holds(k))
 
 
-def _hull(option: Options) -> list[Step]:
-    """The concave hull of saved time over squared error, from (0, 0) on, as steps."""
+def _lagrangian(options: Sequence[Options]) -> list[Plan]:
+    """The plans after 0, 1, ... hull steps of all layers, most time saved per squared error first."""
+    steps = [step for option in options for step in _hull(option)]
+    # Within a layer the hull is concave, so a stable sort by gain keeps each layer's own order.
+    plans: list[Plan] = [()]
+    chosen: dict[str, Choice] = {}
+    for _, choice in sorted(steps, key=lambda step: (-step[0], step[1].layer)):
+        chosen[choice.layer] = choice
+        plans.append(_plan(chosen.values()))
+    return plans
+
+
+def _plan(choices: Iterable[Choice]) -> Plan:
+    return tuple(sorted(choices, key=lambda choice: choice.layer))
+
+
+def _hull(option: Options) -> list[tuple[float, Choice]]:
+    """The concave hull of saved time over squared error, from (0, 0) on: gain and choice by step."""
     points = sorted(option.choices, key=lambda c: (c.error, -c.saved_us))
     hull: list[tuple[float, float, Choice | None]] = [(0.0, 0.0, None)]
     for choice in points:
@@ -117,7 +151,7 @@ def _hull(option: Options) -> list[Step]:
             hull.pop()
         hull.append(point)
     return [
-        Step(after[2], _slope(before, after))
+        (_slope(before, after), after[2])
         for before, after in pairwise(hull)
         if after[2] is not None
     ]
@@ -126,4 +160,33 @@ def _hull(option: Options) -> list[Step]:
 def _slope(
     before: tuple[float, float, Choice | None], after: tuple[float, float, Choice | None]
 ) -> float:
+    """Microseconds saved per squared error."""
     return (after[1] - before[1]) / max(after[0] - before[0], 1e-18)
+
+
+def _between(low: float, high: float) -> Iterator[float]:
+    """Squared errors strictly between two, each the same factor above the last."""
+    low = max(low, high / _WIDEST)
+    parts = int(np.log(high / low) / np.log(_APART)) if low > 0 else 0
+    yield from np.geomspace(low, high, parts + 1)[1:-1] if parts > 1 else ()
+
+
+def _knapsack(options: Sequence[Options], allowance: float) -> Plan:
+    """The plan that saves the most with a squared error of at most the allowance (on the grid)."""
+    best = np.zeros(_GRID + 1)
+    picks: list[tuple[Sequence[Choice], Array]] = []
+    for option in options:
+        affordable = [c for c in option.choices if c.error**2 <= allowance and c.saved_us > 0]
+        rows = np.full((len(affordable) + 1, _GRID + 1), -np.inf)
+        rows[0] = best
+        for row, choice in zip(rows[1:], affordable, strict=True):
+            used = int(np.ceil(choice.error**2 / allowance * _GRID))
+            row[used:] = best[: _GRID + 1 - used] + choice.saved_us
+        picks.append((affordable, rows.argmax(axis=0)))
+        best = rows.max(axis=0)
+    left, chosen = _GRID, []
+    for menu, taken in reversed(picks):
+        if taken[left]:
+            chosen.append(menu[taken[left] - 1])
+            left -= int(np.ceil(chosen[-1].error ** 2 / allowance * _GRID))
+    return _plan(chosen)

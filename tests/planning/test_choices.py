@@ -169,6 +169,24 @@ def test_slower_candidates_are_dropped(scope):
     assert stopwatch.seen == [("conv1", "relu")] * 5, "timed with the activation that is fused"
 
 
+def test_a_machine_that_slows_down_does_not_change_the_order(scope):
+    """Candidates were timed at different minutes; what they save is a share of one layer's time."""
+
+    class Drifting(FakeStopwatch):
+        def rewritten(self, *args, **more):
+            self.before_us *= 1.5
+            return super().rewritten(*args, **more)
+
+    candidates = [
+        fake(0.5, label="0.4,0.4"),
+        fake(0.3, label="0.5,0.5"),
+        fake(0.1, label="0.7,0.7"),
+    ]
+    found, _ = priced(scope, [("conv1", candidates)], stopwatch=Drifting())
+    saved = [saved for _, saved, _ in found["c1"]]
+    assert saved == pytest.approx([one * 375 for one in (0.6, 0.5, 0.3)]), "between 300 and 450 us"
+
+
 def test_a_layer_without_a_faster_candidate_says_so(scope):
     offers = [
         (

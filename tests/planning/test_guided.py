@@ -19,14 +19,14 @@ algebra = settings(
 
 
 def many(make_options, count):
-    """As many steps, one a layer, all of the same squared error: plans differ in length."""
-    steps = sequence(make_options({f"layer{i:03}": [(1000.0 - i, 0.1)] for i in range(count)}))
-    assert len(steps) == count
-    return steps
+    """The empty plan and so many more, each of one more layer, all of the same squared error."""
+    plans = sequence(make_options({f"layer{i:03}": [(1000.0 - i, 0.1)] for i in range(count)}))
+    assert [len(plan) for plan in plans] == list(range(count + 1))
+    return plans
 
 
-def reached(steps, used):
-    return curve(steps, used).reach(1.0)
+def reached(plans, used):
+    return curve(plans, used).reach(1.0)
 
 
 @algebra
@@ -37,7 +37,7 @@ def reached(steps, used):
 )
 def test_reach_of_a_smooth_curve(make_options, count, where, power):
     """Without noise: within the distance of two measured points of the truth, and not beyond it."""
-    steps = many(make_options, count)
+    plans = many(make_options, count)
     true = where * count
     asked = []
 
@@ -45,7 +45,7 @@ def test_reach_of_a_smooth_curve(make_options, count, where, power):
         asked.append(len(plan))
         return (len(plan) / true) ** power
 
-    found = reached(steps, measure)
+    found = reached(plans, measure)
     apart = math.ceil(count / 12)
     wanted = min(int(true), count)
     assert wanted - apart <= found <= wanted + apart
@@ -56,11 +56,11 @@ def test_reach_of_a_smooth_curve(make_options, count, where, power):
 
 def test_reach_of_noisy_curves(make_options):
     """A drop that goes up and down by chance: the trend decides, not the first exception."""
-    steps = many(make_options, 96)
+    plans = many(make_options, 96)
     found = []
     for seed in range(60):
         noise = 0.15 * np.random.default_rng(seed).standard_normal(97)
-        found.append(reached(steps, lambda plan, n=noise: len(plan) / 48 + n[len(plan)]))
+        found.append(reached(plans, lambda plan, n=noise: len(plan) / 48 + n[len(plan)]))
     off = np.abs(np.array(found) - 48)
     assert np.mean(off) < 8
     assert np.max(off) <= 24
@@ -68,29 +68,29 @@ def test_reach_of_noisy_curves(make_options):
 
 
 def test_one_dip_does_not_move_the_crossing_much(make_options):
-    steps = many(make_options, 96)
+    plans = many(make_options, 96)
 
     def measure(plan):
         return 1.02 if len(plan) == 16 else len(plan) / 64
 
-    assert 40 <= reached(steps, measure) <= 64
+    assert 40 <= reached(plans, measure) <= 64
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_reach_where_nothing_can_be_measured(make_options, bad):
-    steps = many(make_options, 24)
-    assert reached(steps, lambda plan: bad) == 0
-    found = reached(steps, lambda plan: 0.1 if len(plan) <= 12 else bad)
+    plans = many(make_options, 24)
+    assert reached(plans, lambda plan: bad) == 0
+    found = reached(plans, lambda plan: 0.1 if len(plan) <= 12 else bad)
     assert 12 <= found <= 14
 
 
 def test_reach_at_the_ends(make_options):
-    steps = many(make_options, 7)
-    assert reached(steps, lambda plan: 0.0) == 7
-    assert reached(steps, lambda plan: -0.2) == 7, "a drop below zero is a gain"
-    assert reached(steps, lambda plan: 1.0) == 7, "a limit that is met exactly is kept"
-    assert reached(steps, lambda plan: 9.0) == 0
-    assert reached([], lambda plan: 0.0) == 0
+    plans = many(make_options, 7)
+    assert reached(plans, lambda plan: 0.0) == 7
+    assert reached(plans, lambda plan: -0.2) == 7, "a drop below zero is a gain"
+    assert reached(plans, lambda plan: 1.0) == 7, "a limit that is met exactly is kept"
+    assert reached(plans, lambda plan: 9.0) == 0
+    assert reached([()], lambda plan: 0.0) == 0
 
 
 def straight(count):
@@ -107,7 +107,7 @@ def straight(count):
 )
 def test_settle_finds_the_end_of_the_budget(make_options, count, limit, power):
     """Whatever the true curve looks like: to one part in 32 (and a step), in eight measurements."""
-    steps, asked = many(make_options, count), []
+    plans, asked = many(make_options, count), []
     most = max((k for k in range(count + 1) if k <= limit * count), default=0)
 
     def used(plan):
@@ -117,7 +117,7 @@ def test_settle_finds_the_end_of_the_budget(make_options, count, limit, power):
         asked.append(len(plan))
         return len(plan) <= most
 
-    found = settle(steps, straight(count), fits, used)
+    found = settle(plans, straight(count), fits, used)
     assert found <= most
     assert found == 0 or found in asked
     assert len(asked) <= 8
@@ -129,31 +129,31 @@ def test_settle_finds_the_end_of_the_budget(make_options, count, limit, power):
 @given(count=st.integers(0, 60), seed=st.integers(0, 2**32 - 1), share=st.floats(0, 1))
 def test_settle_never_returns_what_does_not_fit(make_options, count, seed, share):
     rng, answers = random.Random(seed), {}
-    steps = many(make_options, count)
+    plans = many(make_options, count)
 
     def fits(plan):
         return answers.setdefault(len(plan), rng.random() < share)
 
-    found = settle(steps, straight(count), fits, lambda plan: rng.random() * 2)
+    found = settle(plans, straight(count), fits, lambda plan: rng.random() * 2)
     assert 0 <= found <= count
     assert found == 0 or answers[found]
 
 
 def test_a_plan_turned_down_by_chance_is_not_the_end(make_options):
-    """The estimate says that 24 of 48 steps use up the budget; the count of hits says no at 24."""
-    steps = many(make_options, 48)
-    found = settle(steps, straight(48), lambda plan: len(plan) < 23, lambda plan: len(plan) / 24)
+    """The estimate says that 24 of 48 layers use up the budget; the count of hits says no at 24."""
+    plans = many(make_options, 48)
+    found = settle(plans, straight(48), lambda plan: len(plan) < 23, lambda plan: len(plan) / 24)
     assert 20 <= found < 23
 
 
 def test_a_curve_that_is_too_careful_is_corrected(make_options):
     """Plans fitted as a whole use a third of what was expected."""
-    steps, asked = many(make_options, 60), []
+    plans, asked = many(make_options, 60), []
 
     def fits(plan):
         asked.append(len(plan))
         return len(plan) <= 90 // 2
 
-    found = settle(steps, straight(60), fits, lambda plan: len(plan) / 45)
+    found = settle(plans, straight(60), fits, lambda plan: len(plan) / 45)
     assert 43 <= found <= 45
     assert len(asked) <= 4

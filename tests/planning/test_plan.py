@@ -20,7 +20,7 @@ TABLE = {
     "b": [(15.0, 0.02), (18.0, 0.06)],
     "c": [(10.0, 0.03)],
 }
-"""The hull steps, most worthwhile first: a1, b1, c, a2, b2 (81.. no two alike)."""
+"""Most worthwhile first: a1, b1, c, a2, b2."""
 
 TOTAL = 100.0
 
