@@ -55,7 +55,8 @@ def error_within_db(loss: float, psnr: float, rms: float) -> float:
     return float(np.sqrt(10 ** (-psnr / 10) * (10 ** (loss / 10) - 1)) / rms)
 
 
-SUPER_RESOLUTION_ERROR = int(1e4 * error_within_db(0.1, psnr=29.63, rms=0.510)) / 1e4
-"""--max-error for 0.1 dB of super_resolution10. The readers give no high resolution to score with, so the
+SUPER_RESOLUTION_ERROR = int(1e3 * error_within_db(0.1, psnr=29.63, rms=0.510)) / 1e3 - 0.001
+"""--max-error for 0.1 dB of super_resolution10, a tenth and more to spare: the error need not be quite
+uncorrelated with the miss. The readers give no high resolution to score with, so the
 budget is set beforehand from two facts about the original: its published score, 29.63 dB, and the root
 mean square of the inputs that its reader gives, 0.510."""

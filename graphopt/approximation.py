@@ -46,6 +46,7 @@ class Approximation:
 
     slower: the whole plan was measured and is not faster than the exactly rewritten model.
     closer: plans on the way to this one, closest to the original first, where they were asked for.
+    whole_us: the model's time that the choices' timings are shares of, where it was measured.
     """
 
     plan: Plan = ()
@@ -54,6 +55,7 @@ class Approximation:
     available: tuple[tuple[float, float], ...] = ()
     slower: bool = False
     closer: tuple[Plan, ...] = ()
+    whole_us: float | None = None
 
 
 def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
@@ -93,10 +95,10 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
         _demand_speedup(options.budget, scope, guard)
         return Approximation(declined=tuple(declined), available=available)
     timer = job.stopwatch or Recall(LatencyTable(), options.threads)
-    priced, slower = price(scope, offered, guard, timer, job.progress, chapter)
-    plans = sequence(priced) if options.method.global_choice else uniform(priced)
+    prices = price(scope, offered, guard, timer, job.progress, chapter)
+    plans = (sequence if options.method.global_choice else uniform)(prices.options)
     found = choose(scope, plans, budget, guard, job.progress, refit, chapter)
-    all_declined = (*declined, *slower)
+    all_declined = (*declined, *prices.declined)
     if found.plan and job.stopwatch is not None:
         result = with_candidates(scope, found.realised)
         if guard.speedup(result) <= guard.speedup(scope.model):
@@ -116,6 +118,7 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
         found.bound_by,
         all_declined,
         available,
+        whole_us=prices.whole_us,
         closer=tuple(shared(one, (refit or symmetric)(one)) for one in closer),
     )
 

@@ -113,10 +113,11 @@ def frontier_point(
     proof: Proof,
     latency: Iterable[Latency],
     stage: Stage,
+    whole_us: float | None,
 ) -> FrontierPoint:
     """The facts about a staged model of `--pareto`."""
     file, cost = _facts(stage, done, options)
-    return _point(file, cost, inputs, done, proof, latency)
+    return _point(file, cost, inputs, done, proof, latency, whole_us)
 
 
 def _point(
@@ -126,12 +127,13 @@ def _point(
     done: Rewritten,
     proof: Proof,
     latency: Iterable[Latency],
+    whole_us: float | None,
 ) -> FrontierPoint:
     worst = worst_check(output_checks(proof))
     return FrontierPoint(
         file=file,
         after=totals(cost, file),
-        latency=with_prediction(tuple(latency), done.applied, inputs.shapes),
+        latency=with_prediction(tuple(latency), done.applied, inputs.shapes, whole_us),
         error=None if worst is None else worst.relative_l2,
         metric_before=proof.metric_before,
         metric_after=proof.metric_after,
@@ -220,7 +222,9 @@ def optimize_report(
         budget=BudgetUsed(budget.max_error, budget.max_drop, budget.speedup, trial.found.bound_by),
         before=totals(before, original),
         after=totals(outcome.cost, outcome.file),
-        latency=with_prediction(trial.latency, trial.done.applied, inputs.shapes),
+        latency=with_prediction(
+            trial.latency, trial.done.applied, inputs.shapes, trial.found.whole_us
+        ),
         rewrites=tuple(rewrite_entry(change) for change in trial.done.applied),
         declined=declined((*trial.done.declined, *trial.found.declined)),
         verification=None
@@ -244,7 +248,15 @@ def _frontier(options: Options, inputs: Inputs, outcome: Outcome) -> tuple[Front
     trial = outcome.trial
     if options.pareto is None or trial.proof is None:
         return ()
-    end = _point(outcome.file, outcome.cost, inputs, trial.done, trial.proof, trial.latency)
+    end = _point(
+        outcome.file,
+        outcome.cost,
+        inputs,
+        trial.done,
+        trial.proof,
+        trial.latency,
+        trial.found.whole_us,
+    )
     return (*outcome.closer.points, end)
 
 

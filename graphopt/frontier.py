@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from graphopt.approximation import Plan
+from graphopt.approximation import Approximation
 from graphopt.assemble import Closer, frontier_point
 from graphopt.destination import at_point, staged
 from graphopt.errors import InputError
@@ -33,12 +33,14 @@ def check_pareto(options: Options) -> None:
 
 
 @contextmanager
-def closer(job: Job, exact: Rewritten, plans: Sequence[Plan], permit: Permit) -> Iterator[Closer]:
-    """The models of these plans, closest first: written, proven and timed, not yet in place.
+def closer(
+    job: Job, exact: Rewritten, approximation: Approximation, permit: Permit
+) -> Iterator[Closer]:
+    """The models of the plans on the way: written, proven and timed, closest first, not yet in place.
 
     One that does not keep to the limits is left out. What is not committed inside is gone after.
     """
-    found = Closer()
+    found, plans = Closer(), approximation.closer
     with ExitStack() as stack:
         for number, plan in enumerate(plans, start=1):
             options = at_point(job.source.path, job.options, number)
@@ -55,6 +57,8 @@ def closer(job: Job, exact: Rewritten, plans: Sequence[Plan], permit: Permit) ->
             job.progress.stage(f"Timing model {number} of {len(plans) + 1}")
             with job.clock.stage("bench"):
                 latency = time_files(job.source, stage.path, job.inputs, job.options)
-            point = frontier_point(options, job.inputs, done, proof, latency, stage)
+            point = frontier_point(
+                options, job.inputs, done, proof, latency, stage, approximation.whole_us
+            )
             found = found.and_also(stage, point)
         yield found

@@ -150,7 +150,7 @@ def _write_what_holds(job: Job) -> Outcome:
                 with job.clock.stage("bench"):
                     latency = time_files(job.source, stage.path, job.inputs, job.options)
                 trial = replace(trial, proof=proof, latency=latency)
-                with closer(job, exact, found.closer, permit) as others:
+                with closer(job, exact, found, permit) as others:
                     return Outcome.of(trial, stage, options, others)
         culprit = _blame(job, exact, found, proof, permit)
         if job.options.on_fail == "stop" or len(rolled_back) >= _MOST_ROLLBACKS:

@@ -57,11 +57,15 @@ def _time(source: Source, result: Path, shapes: Mapping[str, Shape], options: Op
 
 
 def with_prediction(
-    latencies: Sequence[Latency], applied: Sequence[Applied], shapes: Mapping[str, Shape]
+    latencies: Sequence[Latency],
+    applied: Sequence[Applied],
+    shapes: Mapping[str, Shape],
+    whole_us: float | None = None,
 ) -> tuple[Latency, ...]:
     """The latencies with what the changes' own timings promised, where these were taken.
 
-    shapes: of the inputs that the changes were timed at. Promised: the original's time less what
+    shapes: of the inputs that the changes were timed at. whole_us: the original's time that theirs
+    are shares of (None: what it is now). Promised: that time less what
     each change was measured to save on its own. Exact changes that were not timed count as nothing,
     since onnxruntime makes most of them itself; without a timing of every approximate one there is
     no prediction.
@@ -71,8 +75,8 @@ def with_prediction(
         return tuple(latencies)
     saved = sum(_saved_us(change) or 0.0 for change in applied)
     return tuple(
-        replace(latency, predicted_ratio=1 - saved / latency.before_us)
-        if latency.input_shapes == dict(shapes) and saved < latency.before_us
+        replace(latency, predicted_ratio=1 - saved / whole)
+        if latency.input_shapes == dict(shapes) and saved < (whole := whole_us or latency.before_us)
         else latency
         for latency in latencies
     )

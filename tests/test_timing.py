@@ -39,6 +39,15 @@ def test_the_original_less_what_the_changes_save(applied, expected):
     assert replace(found, predicted_ratio=None) == AT_1
 
 
+def test_of_the_time_that_the_changes_are_shares_of():
+    """Not of what the original takes now, when the machine may be busier."""
+    applied = [change("approximate", 300.0, 100.0)]
+    (found,) = with_prediction([AT_1], applied, SHAPES, 800.0)
+    assert found.predicted_ratio == pytest.approx(0.75)
+    (found,) = with_prediction([AT_1], applied, SHAPES, 150.0)
+    assert found.predicted_ratio is None
+
+
 def test_only_at_the_shapes_the_changes_were_timed_at():
     applied = [change("approximate", 300.0, 100.0)]
     found = with_prediction([AT_1, AT_8], applied, SHAPES)

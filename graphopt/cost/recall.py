@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from graphopt.cost.channel_block import channel_block
 from graphopt.cost.facts import facts_of
 from graphopt.cost.latency import Timing
 from graphopt.cost.model import CostModel, fit
+from graphopt.cost.stopwatch import cuts_of, known_shares
 from graphopt.cost.table import LatencyTable, key_of
 from graphopt.graph.fragment import changed_fragment, fingerprint
 from graphopt.graph.scope import Scope
@@ -28,6 +29,10 @@ class Recall:
     def model(self) -> CostModel | None:
         """Fitted to the table as it is when first asked for, so that a run has but one."""
         return fit(self.table.samples(self.threads), channel_block())
+
+    def shares(self, scope: Scope, parts: Mapping[str, Collection[ir.Node]]) -> dict[str, Timing]:
+        """The parts' shares of the whole model's time that the table knows."""
+        return known_shares(self.table, cuts_of(scope, parts, self.threads))
 
     def rewritten(
         self,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
 from graphopt.cost.facts import facts_of
-from graphopt.cost.latency import QUICK, Effort, Timing, compare, random_feeds
+from graphopt.cost.latency import QUICK, Effort, Timing, compare, compare_calls, random_feeds
 from graphopt.cost.table import LatencyTable, key_of
 from graphopt.errors import GraphoptError
 from graphopt.graph.fragment import changed_fragment, cut_out, fingerprint
 from graphopt.graph.io import session_source
 from graphopt.graph.scope import Scope
-from graphopt.runtime import open_session
+from graphopt.runtime import Feeds, open_session, run
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,12 @@ class Stopwatch:
         known = self.table.get(key)
         if known is not None:
             return known
-        feeds = random_feeds(
-            {
-                v.name or "": (tuple(v.shape.numpy()), v.dtype.numpy())
-                for v in before.graph.inputs
-                if v.shape is not None and v.dtype is not None
-            }
-        )
         try:
             with session_source(before) as a, session_source(after) as b:
                 timing = compare(
                     open_session(a, threads=self.threads),
                     open_session(b, threads=self.threads),
-                    feeds,
+                    _feeds(before),
                     self.effort,
                 )
         except GraphoptError:
@@ -51,13 +45,46 @@ class Stopwatch:
         self.table.put(key, timing, facts_of(before), facts_of(after))
         return timing
 
+    def shares(self, scope: Scope, parts: Mapping[str, Collection[ir.Node]]) -> dict[str, Timing]:
+        """Time the whole model (before) against parts of it on their own (after), interleaved.
+
+        So `ratio` is a part's share of the model's time, whatever else the machine does meanwhile.
+        Parts that cannot be cut out or run are left out.
+        """
+        cuts = cuts_of(scope, parts, self.threads)
+        missing = {cut.key: cut.fragment for cut in cuts.values() if not self.table.get(cut.key)}
+        if missing:
+            self._time_against(scope, missing)
+        return known_shares(self.table, cuts)
+
+    def _time_against(self, scope: Scope, fragments: Mapping[str, ir.Model]) -> None:
+        """Time the scope's model against each of the fragments, and remember it by key."""
+        feeds = random_feeds(
+            {
+                value.name or "": (scope.shape(value) or (), value.dtype.numpy())
+                for value in scope.graph.inputs
+                if value.dtype is not None
+            }
+        )
+        try:
+            with session_source(scope.model) as source:
+                whole = open_session(source, threads=self.threads)
+                run(whole, feeds)
+        except GraphoptError:
+            return
+        for key, fragment in fragments.items():
+            try:
+                with session_source(fragment) as source:
+                    part = open_session(source, threads=self.threads)
+            except GraphoptError:
+                continue
+            calls = _call(whole, feeds), _call(part, _feeds(fragment))
+            self.table.put(key, compare_calls(*calls, self.effort))
+
     def alone(self, scope: Scope, nodes: Collection[ir.Node]) -> float | None:
         """Median microseconds of nodes on their own; None if they cannot be cut out and run."""
-        try:
-            fragment = cut_out(scope, nodes)
-        except ValueError:
-            return None
-        timing = self.fragments(fragment, fragment)
+        fragment = cut_or_none(scope, nodes)
+        timing = None if fragment is None else self.fragments(fragment, fragment)
         return None if timing is None else min(timing.before_us, timing.after_us)
 
     def rewritten(
@@ -75,3 +102,50 @@ class Stopwatch:
         """
         pair = changed_fragment(scope, nodes, rewrite, batch=batch)
         return None if pair is None else self.fragments(*pair)
+
+
+def cut_or_none(scope: Scope, nodes: Collection[ir.Node]) -> ir.Model | None:
+    """The nodes as a model of their own, if the shapes of what they read are known."""
+    try:
+        return cut_out(scope, nodes)
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A part of a model on its own, and the key of its share of the model's time."""
+
+    fragment: ir.Model
+    key: str
+
+
+def cuts_of(scope: Scope, parts: Mapping[str, Collection[ir.Node]], threads: int) -> dict[str, Cut]:
+    """The parts that can be cut out. The key goes by the shapes that are bound."""
+    shapes = [scope.shape(value) for value in scope.graph.inputs]
+    whole = f"{fingerprint(scope.model)}{shapes}"
+    return {
+        name: Cut(fragment, key_of(whole, fingerprint(fragment), threads))
+        for name, nodes in parts.items()
+        if (fragment := cut_or_none(scope, nodes)) is not None
+    }
+
+
+def known_shares(table: LatencyTable, cuts: Mapping[str, Cut]) -> dict[str, Timing]:
+    """What the table has of these shares."""
+    known = {name: table.get(cut.key) for name, cut in cuts.items()}
+    return {name: timing for name, timing in known.items() if timing is not None}
+
+
+def _feeds(fragment: ir.Model) -> Feeds:
+    return random_feeds(
+        {
+            value.name or "": (tuple(value.shape.numpy()), value.dtype.numpy())
+            for value in fragment.graph.inputs
+            if value.shape is not None and value.dtype is not None
+        }
+    )
+
+
+def _call(session: Any, feeds: Feeds) -> Callable[[], object]:
+    return lambda: run(session, feeds)

@@ -60,6 +60,18 @@ class Options:
     choices: tuple[Choice, ...]
 
 
+@dataclass(frozen=True)
+class Prices:
+    """What can be chosen for every layer, what cannot, and microseconds of the whole model.
+
+    whole_us: that the choices' times are shares of; None where nothing was measured.
+    """
+
+    options: tuple[Options, ...]
+    declined: tuple[Decline, ...]
+    whole_us: float | None = None
+
+
 def place(scope: Scope, realised: Realised) -> None:
     """Put a fitted candidate in the place of its layer, found by its output's name."""
     layer = realised.candidate.layer.name
@@ -84,7 +96,7 @@ def price(
     timer: Timer | None,
     progress: Progress,
     notebook: Notebook | None = None,
-) -> tuple[list[Options], list[Decline]]:
+) -> Prices:
     """Measure what is offered: latency of every candidate, output sensitivity of every layer.
 
     A candidate that is not measurably faster than its layer is dropped, or whose response error is
@@ -94,10 +106,18 @@ def price(
     progress.stage("Pricing layers", len(offered))
     priced: list[Options] = []
     refused: list[Decline] = []
+    nodes = {node.outputs[0].name: node for node in scope.graph if node.outputs[0].name in offered}
+    shares = (
+        {}
+        if timer is None
+        else timer.shares(scope, {layer: context_of(scope, nodes[layer]) for layer in offered})
+    )
+    whole_us = _usual([share.before_us for share in shares.values()])
     for layer, candidates in offered.items():
-        node = next(n for n in scope.graph if n.outputs[0].name == layer)
+        node = nodes[layer]
         finite = [c for c in candidates if math.isfinite(c.error)]
-        timed = _timed(scope, node, finite, timer)
+        own = shares[layer].ratio * whole_us if whole_us and layer in shares else None
+        timed = _timed(scope, node, finite, timer, own)
         faster = [item for item in timed if item[1] > 0]
         for name in sorted({c.rewrite for c in candidates} - {c.rewrite for c, _, _ in faster}):
             reason = "no candidate is measurably faster than the layer"
@@ -112,28 +132,36 @@ def price(
             choices = (Choice(layer, c, saved, errors[c], timing) for c, saved, timing in faster)
             priced.append(Options(layer, tuple(choices)))
         progress.step(node.name or layer)
-    return priced, refused
+    return Prices(tuple(priced), tuple(refused), whole_us)
 
 
 def _timed(
-    scope: Scope, node: ir.Node, candidates: Sequence[Candidate], timer: Timer | None
+    scope: Scope,
+    node: ir.Node,
+    candidates: Sequence[Candidate],
+    timer: Timer | None,
+    own_us: float | None,
 ) -> list[tuple[Candidate, float, Timing | None]]:
     """Every candidate of a layer with the microseconds it saves and the measurement that says so.
 
     A ratio comes from interleaved runs and holds on a busy machine; the time of the layer itself was
     measured once with every candidate and may have drifted in between. It is the same layer: all
-    ratios are taken of the lower quartile of these times.
+    ratios are taken of one time, its share of the whole model's (own_us) or else the usual one.
     """
     timings = [
         None if timer is None else time_candidate(scope, node, candidate, timer)
         for candidate in candidates
     ]
-    times = [timing.before_us for timing in timings if timing is not None]
-    usual = float(np.quantile(times, 0.25)) if times else 0.0
+    layer_us = own_us or _usual([t.before_us for t in timings if t is not None]) or 0.0
     return [
-        (candidate, *_saved(scope, node, candidate, timer, timing and timing.of(usual)))
+        (candidate, *_saved(scope, node, candidate, timer, timing and timing.of(layer_us)))
         for candidate, timing in zip(candidates, timings, strict=True)
     ]
+
+
+def _usual(times: Sequence[float]) -> float | None:
+    """What the same thing takes, of several times that other work on the machine added to."""
+    return float(np.quantile(times, 0.25)) if times else None
 
 
 def _saved(

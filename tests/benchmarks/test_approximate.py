@@ -63,7 +63,7 @@ def test_the_error_within_a_loss_of_decibels_costs_that_loss() -> None:
 
 
 def test_the_super_resolution_budget_is_a_valid_one() -> None:
-    assert metrics.SUPER_RESOLUTION_ERROR == 0.0098
+    assert pytest.approx(0.008) == metrics.SUPER_RESOLUTION_ERROR
 
 
 def test_divergence_takes_logits_and_probabilities_alike() -> None:

@@ -9,6 +9,7 @@ from graphopt.cost import stopwatch as module
 from graphopt.cost import table as table_module
 from graphopt.cost.channel_block import channel_block
 from graphopt.cost.latency import Effort, Timing
+from graphopt.cost.recall import Recall
 from graphopt.cost.stopwatch import Stopwatch
 from graphopt.cost.table import LatencyTable
 from graphopt.errors import InputError
@@ -145,6 +146,26 @@ def test_nodes_alone(watch, closed):
     assert alone > 0
     closed()
     assert watch.alone(scope, nodes_of(scope)) == alone
+
+
+def test_shares_of_the_whole_model(watch, closed):
+    scope = scope_of()
+    parts = {"layer": nodes_of(scope), "all": list(scope.graph)}
+    shares = watch.shares(scope, parts)
+    assert sorted(shares) == ["all", "layer"]
+    for share in shares.values():
+        assert share.ratio > 0
+        assert share.measured
+    closed()
+    assert watch.shares(scope, parts) == shares
+    assert Recall(watch.table).shares(scope, parts) == shares
+    assert Recall(watch.table, threads=2).shares(scope, parts) == {}
+
+
+def test_no_shares_of_what_cannot_be_cut_out_or_run(watch):
+    assert watch.shares(scope_of(known=False), {"layer": nodes_of(scope_of())}) == {}
+    unheard = scope_of(op="Unheard", domain="of")
+    assert watch.shares(unheard, {"layer": nodes_of(unheard)}) == {}
 
 
 def test_the_fragment_gets_the_batch_asked_for(watch, monkeypatch):

@@ -81,6 +81,9 @@ class Table:
     def __init__(self, *_, **__):
         pass
 
+    def shares(self, scope, parts):
+        return {}
+
     def rewritten(self, scope, nodes, rewrite, **_):
         clone = scope.model.clone()
         assert rewrite(Scope(clone, clone.graph, scope.infos))

@@ -126,6 +126,17 @@ class FakeStopwatch:
 
     before_us: float = 200.0
     seen: list[tuple[str, ...]] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def shares(self, scope, parts):
+        """Of a model that takes 1000 us, and twice that when a part is timed later."""
+        found = {}
+        for index, (name, nodes) in enumerate(parts.items()):
+            assert nodes[0].op_type == "Conv"
+            if name in self.parts:
+                whole, share = 1000.0 * (index + 1), self.parts[name]
+                found[name] = Timing(whole, whole * share, share, share, share, 9)
+        return found
 
     def rewritten(self, scope, nodes, rewrite, **_: Any):
         self.seen.append(tuple(node.name for node in nodes))
@@ -145,10 +156,11 @@ def priced(scope, offers, guard=None, stopwatch=None):
     for layer, candidates in offered.items():
         for candidate in candidates:
             candidate.layer = SimpleNamespace(name=layer)
-    found, declined = price(scope, offered, guard or FakeGuard(), stopwatch, Silent())
+    prices = price(scope, offered, guard or FakeGuard(), stopwatch, Silent())
     return {
-        o.layer: [(c.candidate.error, c.saved_us, c.error) for c in o.choices] for o in found
-    }, (declined)
+        o.layer: [(c.candidate.error, c.saved_us, c.error) for c in o.choices]
+        for o in prices.options
+    }, list(prices.declined)
 
 
 def test_slower_candidates_are_dropped(scope):
@@ -185,6 +197,16 @@ def test_a_machine_that_slows_down_does_not_change_the_order(scope):
     found, _ = priced(scope, [("conv1", candidates)], stopwatch=Drifting())
     saved = [saved for _, saved, _ in found["c1"]]
     assert saved == pytest.approx([one * 375 for one in (0.6, 0.5, 0.3)]), "between 300 and 450 us"
+
+
+def test_layers_are_compared_by_their_shares_of_the_whole_model(scope):
+    """The second layer was timed when the machine was half as fast, which its share does not show."""
+    stopwatch = FakeStopwatch(parts={"c1": 0.3, "c2": 0.2})
+    offers = [(name, [fake(0.5, label="0.4,0.45")]) for name in ("conv1", "conv2")]
+    found, _ = priced(scope, offers, stopwatch=stopwatch)
+    saved = {layer: entry[0][1] for layer, entry in found.items()}
+    assert saved["c1"] / saved["c2"] == pytest.approx(1.5)
+    assert saved["c1"] == pytest.approx(0.3 * 0.6 * 1250), "of the lower quartile of 1000 and 2000"
 
 
 def test_a_layer_without_a_faster_candidate_says_so(scope):
@@ -236,7 +258,7 @@ def test_without_a_stopwatch_the_table_answers_and_macs_fill_the_gaps(scope, pai
     for candidate in candidates:
         candidate.layer = SimpleNamespace(name="c1")
     recall = FakeRecall(LatencyTable(), pairs=pairs)
-    (option,), _ = price(scope, {"c1": candidates}, FakeGuard(), recall, Silent())
+    (option,) = price(scope, {"c1": candidates}, FakeGuard(), recall, Silent()).options
     first, last = option.choices
     assert first.saved_us == pytest.approx(200 * 0.6)
     assert (first.timing is not None) == (pairs > 0), "only what was measured is reported as such"
@@ -390,7 +412,8 @@ def test_real_candidates_are_priced_by_what_they_do_to_the_outputs(scope):
             return float(np.linalg.norm(outputs(model) - wanted) / np.linalg.norm(wanted))
 
     found = offered(scope, InputBottleneck())
-    options, declined = price(scope, found, Guard(), None, Silent())
+    prices = price(scope, found, Guard(), None, Silent())
+    options, declined = prices.options, list(prices.declined)
     assert declined == []
     assert [option.layer for option in options] == ["c1", "c2"]
     for option in options:
