@@ -18,7 +18,7 @@ from graphopt.cost.census import Tally
 from graphopt.cost.table import cpu_model
 from graphopt.cost.totals import ModelCost, model_cost
 from graphopt.destination import Stage
-from graphopt.graph.io import Source, digest, file_bytes, load
+from graphopt.graph.io import Source, digest, load
 from graphopt.graph.shapes import TensorInfo
 from graphopt.options import Options
 from graphopt.planning.budget import Budget
@@ -145,8 +145,8 @@ def model_file(source: Source, shown_as: Path | None = None) -> ModelFile:
     """The facts about a model file."""
     return ModelFile(
         path=str(shown_as or source.path),
-        sha256=digest(source.path),
-        bytes=file_bytes(source.path),
+        sha256=digest(source),
+        bytes=source.bytes,
         ir_version=source.model.ir_version,
         opsets=dict(source.model.graph.opset_imports),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from graphopt._version import __version__
 from graphopt.errors import InputError
-from graphopt.graph.io import Source, StagedModel, data_name, external_files
+from graphopt.graph.io import Source, StagedModel, data_name
 from graphopt.options import Options
 from graphopt.rewriting import Rewritten, finished
 
@@ -66,7 +66,7 @@ def destination_of(source: Source, options: Options) -> Path:
     if not options.in_place and target.exists() and target.samefile(path):
         raise InputError(f"{target} is the input: give another --output, or --in-place")
     weights = target.with_name(data_name(target))
-    kept = external_files(path) if source.has_external_data and not options.in_place else ()
+    kept = () if options.in_place else source.external
     if weights.exists() and any(weights.samefile(file) for file in kept):
         raise InputError(f"{weights} holds the weights of the input: give another --output")
     if options.dry_run:

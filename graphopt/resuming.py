@@ -45,7 +45,7 @@ def open_records(
     rewrites = [rewrite.name for rewrite in (*selection.exact, *selection.approximate)]
     identity = {
         "graphopt's version": f"{__version__}, format {_FORMAT}",
-        "model": digest(source.path),
+        "model": digest(source),
         "fitting data": _digest(inputs.split.fitting),
         "held-out data": _digest(inputs.split.held_out),
         "input shapes": repr(sorted(inputs.shapes.items())),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphopt.cost.counts import macs, parameters, tensors
+from graphopt.graph.scope import graphs
 from graphopt.graph.shapes import TensorInfo, infer_node
 
 
@@ -68,7 +69,7 @@ class Census:
         """The model as it is now. Called around every change, so only new nodes are looked at."""
         known = self._macs
         nodes: dict[ir.Node, int] = {}
-        for graph in self._model.graphs():
+        for graph in graphs(self._model):
             for node in graph:
                 count = known.get(node)
                 if count is None:

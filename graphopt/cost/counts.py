@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from graphopt.graph.constants import constant
-from graphopt.graph.scope import attribute_int, is_op
+from graphopt.graph.scope import attribute_int, graphs, is_op
 from graphopt.graph.shapes import TensorInfo
 
 _NO_PARAMETER = {
@@ -69,7 +69,7 @@ def _shape(value: ir.Value | None, infos: Mapping[str, TensorInfo]) -> tuple[int
 
 def tensors(model: ir.Model) -> Iterator[tuple[ir.Value | ir.Node, ir.TensorProtocol]]:
     """Every stored tensor (initializers, Constant nodes), with what owns it."""
-    for graph in model.graphs():
+    for graph in graphs(model):
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value, value.const_value

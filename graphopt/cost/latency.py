@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
+import scipy
 
 from graphopt.runtime import Array, Feeds, run
 
@@ -97,7 +97,8 @@ def median_interval(values: Array, confidence: float = 0.95) -> tuple[float, flo
     """
     ordered = np.sort(values)
     count = len(ordered)
-    lower = int(binom.ppf((1 - confidence) / 2, count, 0.5))
+    below = scipy.special.bdtr(np.arange(count), count, 0.5)  # binomial, cumulative
+    lower = int(np.searchsorted(below, (1 - confidence) / 2))
     low, high = max(lower - 1, 0), min(count - lower, count - 1)
     return float(ordered[low]), float(np.median(ordered)), float(ordered[high])
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
+import scipy
 
 from graphopt.cost.facts import Facts, NodeFacts
 from graphopt.cost.table import Sample
@@ -89,7 +89,7 @@ def fit(samples: Sequence[Sample], block: int) -> CostModel | None:
 def _non_negative(rows: Array, wanted: Array) -> Array:
     norms = np.linalg.norm(rows, axis=0)
     norms[norms == 0] = 1.0
-    found: Array = nnls(rows / norms, wanted)[0]
+    found: Array = scipy.optimize.nnls(rows / norms, wanted)[0]
     rates: Array = found / norms
     return rates
 

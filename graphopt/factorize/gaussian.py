@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
+import scipy
 
 Array = np.ndarray[Any, Any]
 
@@ -51,7 +51,7 @@ def leaky(mean: Array, variance: Array, alpha: float) -> tuple[Array, Array]:
     Cov(x, max(x, 0)) = variance * P(x > 0) (Stein's lemma).
     """
     middle, spread = rectified(mean, variance)
-    shared = variance * ndtr(mean / np.sqrt(np.maximum(variance, _TINY)))
+    shared = variance * scipy.special.ndtr(mean / np.sqrt(np.maximum(variance, _TINY)))
     rest = 1 - alpha
     total = alpha**2 * variance + rest**2 * spread + 2 * alpha * rest * shared
     return alpha * mean + rest * middle, np.maximum(total, 0.0)
@@ -83,4 +83,4 @@ def _edge(
     z = (bound - mean) / deviation
     with np.errstate(over="ignore", under="ignore"):
         density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-    return ndtr(z), density, bound - centre, np.where(density > 0, z * density, 0.0)
+    return scipy.special.ndtr(z), density, bound - centre, np.where(density > 0, z * density, 0.0)

@@ -14,8 +14,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import scipy.linalg
-import scipy.optimize
+import scipy
 
 from graphopt.factorize.kernel_pair import compose, fit
 

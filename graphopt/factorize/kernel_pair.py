@@ -18,7 +18,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import scipy.linalg
+import scipy
 
 Array = np.ndarray[Any, Any]
 

@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.linalg
-import scipy.optimize
+import scipy
 
 from graphopt.factorize.leading import LeadingFactors, LeadingFit, unit_rows
 

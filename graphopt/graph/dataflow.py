@@ -7,15 +7,20 @@ of u.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import onnx_ir as ir
 
 from graphopt.graph.shapes import TensorInfo
 
+if TYPE_CHECKING:  # a quarter of a second to import, and few runs ask for a graph
+    import networkx as nx
+
 
 def dataflow(graph: ir.Graph) -> nx.DiGraph:
     """The dataflow graph of one graph; uses inside a body count for the node that owns the body."""
+    import networkx as nx
+
     flow = nx.DiGraph()
     flow.add_nodes_from(graph)
     owner = _owners(graph)
@@ -43,6 +48,8 @@ def _owners(graph: ir.Graph) -> dict[ir.Node, ir.Node]:
 
 def is_convex(flow: nx.DiGraph, region: Collection[ir.Node]) -> bool:
     """Whether no path leaves the region and comes back: only then can it be cut out as one."""
+    import networkx as nx
+
     inside = set(region)
     leaving = {after for node in inside for after in flow.successors(node) if after not in inside}
     reached = set(leaving)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.constants import is_splat
-from graphopt.graph.scope import Scope
+from graphopt.graph.scope import Scope, graphs
 from graphopt.graph.shapes import annotate_node
 
 Attributes = Mapping[str, int | float | str | Sequence[int] | Sequence[float] | ir.TensorProtocol]
@@ -203,7 +203,7 @@ def _names(model: ir.Model) -> set[str]:
     names: set[str] = known
     if owner is not model.graph:  # none yet, or those that a clone took along from its original
         names = set()
-        for graph in model.graphs():
+        for graph in graphs(model):
             names.update(v.name for v in graph.inputs if v.name)
             names.update(graph.initializers)
             for node in graph:

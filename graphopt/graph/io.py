@@ -20,6 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import InputError
+from graphopt.graph.scope import graphs
 from graphopt.runtime import first_line, shorten
 
 EXTERNAL_DATA_THRESHOLD = 1_500_000_000
@@ -30,12 +31,25 @@ _PROTOBUF_LIMIT = 2_000_000_000
 
 @dataclass(frozen=True)
 class Source:
-    """A model as read: the in-memory IR and the facts about its file."""
+    """A model as read: the in-memory IR and the facts about its file.
+
+    external: the files its weights are in, by name, where they are not in it.
+    """
 
     model: ir.Model
     path: Path
-    has_external_data: bool
+    external: tuple[Path, ...] = ()
     unknown_operator: str | None = None
+
+    @property
+    def has_external_data(self) -> bool:
+        """Whether weights are kept in files beside it."""
+        return bool(self.external)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the model file with its external data."""
+        return sum(file.stat().st_size for file in (self.path, *self.external))
 
 
 def load(path: Path) -> Source:
@@ -69,7 +83,8 @@ def load(path: Path) -> Source:
     external = list(_external_tensors(model))
     _check_external_data(path, external)
     unknown = _check(path)
-    return Source(model, path, bool(external), unknown)
+    files = sorted({Path(tensor.path) for tensor in external})
+    return Source(model, path, tuple(files), unknown)
 
 
 def _check(path: Path) -> str | None:
@@ -93,7 +108,7 @@ def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
 
 def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol | None]:
     """Every initializer and every tensor in an attribute (Constant), in bodies too."""
-    for graph in model.graphs():
+    for graph in graphs(model):
         for value in graph.initializers.values():
             yield value.const_value
         for node in graph:
@@ -169,7 +184,7 @@ def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers, in the main graph and in bodies."""
     return sum(
         value.const_value.nbytes
-        for graph in model.graphs()
+        for graph in graphs(model)
         for value in graph.initializers.values()
         if value.const_value is not None
     )
@@ -211,22 +226,11 @@ def session_source(model: ir.Model) -> Iterator[bytes | Path]:
         yield path
 
 
-def digest(path: Path) -> str:
+def digest(source: Source) -> str:
     """SHA-256 of a model file and, in name order, of the external data it refers to."""
     total = hashlib.sha256()
-    for file in (path, *external_files(path)):
+    for file in (source.path, *source.external):
         with file.open("rb") as handle:
             while chunk := handle.read(1 << 20):
                 total.update(chunk)
     return total.hexdigest()
-
-
-def file_bytes(path: Path) -> int:
-    """Size of a model file with its external data."""
-    return sum(file.stat().st_size for file in (path, *external_files(path)))
-
-
-def external_files(path: Path) -> tuple[Path, ...]:
-    """The external data files a model refers to, by name."""
-    model = ir.load(path, format="protobuf")
-    return tuple(sorted({Path(tensor.path) for tensor in _external_tensors(model)}))

@@ -74,9 +74,26 @@ class Scope:
 
 def scopes(model: ir.Model, infos: Mapping[str, TensorInfo]) -> Iterator[Scope]:
     """The main graph, then every body in it."""
-    yield Scope(model, model.graph, infos)
-    for graph in model.graph.subgraphs():
+    main, *bodies = graphs(model)
+    yield Scope(model, main, infos)
+    for graph in bodies:
         yield Scope(model, graph)
+
+
+def graphs(model: ir.Model) -> list[ir.Graph]:
+    """The main graph, then every body (of If, Loop, Scan) in it, outer ones first.
+
+    Asked before and after every change, so it does without the library's general traversal.
+    """
+    found = [model.graph]
+    for graph in found:
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    found.append(attribute.as_graph())
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    found.extend(attribute.as_graphs())
+    return found
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import isotonic_regression
+import scipy
 
 from graphopt.factorize.weighting import Array
 from graphopt.planning.search import Plan
@@ -55,7 +55,7 @@ def curve(plans: Sequence[Plan], used: Callable[[Plan], float], points: int = _P
     """
     counts = np.unique(np.linspace(0, len(plans) - 1, points + 1).round().astype(int))
     shares = [min(_LARGE, used(plans[count])) for count in counts[1:]]
-    return Curve(counts, isotonic_regression([0.0, *shares]).x)
+    return Curve(counts, scipy.optimize.isotonic_regression([0.0, *shares]).x)
 
 
 def settle(

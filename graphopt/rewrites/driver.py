@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from graphopt.cost.census import Census
+from graphopt.cost.census import Census, Snapshot
 from graphopt.cost.latency import Timing
 from graphopt.graph.edit import forget_names
-from graphopt.graph.scope import Scope, scopes
+from graphopt.graph.scope import Scope, graphs, scopes
 from graphopt.graph.shapes import TensorInfo
 from graphopt.rewrites.base import Decline, ExactRewrite, Proposal, WholeModelPass
 from graphopt.rewrites.ledger import Ledger, entry
@@ -50,6 +50,7 @@ class Driver:
 
     def __post_init__(self) -> None:
         self.census = Census(self.model, self.infos)
+        self._before: Snapshot | None = None
 
     def to_fixpoint(self, rewrites: Sequence[ExactRewrite | WholeModelPass]) -> None:
         """Apply the rewrites in order, again and again, until a whole round changes nothing.
@@ -72,16 +73,23 @@ class Driver:
         key = (rewrite.name,)
         if not self.ledger.admits(key):
             return False
-        before, state = self.census.take(), _state(self.model)
+        before, state = self._taken(), _state(self.model)
         options = rewrite.run(self.model)
+        self._before = None
         if _state(self.model) == state:
             return False
         forget_names(self.model)
-        after = self.census.take()
+        after = self._taken()
         self.ledger.applied.append(
             entry(key, kind=rewrite.kind, site=(), options=options, before=before, after=after)
         )
         return True
+
+    def _taken(self) -> Snapshot:
+        """The model as it is; after one change is before the next."""
+        if self._before is None:
+            self._before = self.census.take()
+        return self._before
 
     def _sweep(self, rewrite: ExactRewrite) -> bool:
         changed = False
@@ -101,8 +109,9 @@ class Driver:
                 self.declined.append(Decline(rewrite.name, site, verdict.reason))
                 return False
             timing = verdict.timing
-        key, before = proposal.key, self.census.take()
+        key, before = proposal.key, self._taken()
         proposal.apply()
+        self._before = None
         self.ledger.applied.append(
             entry(
                 key,
@@ -110,7 +119,7 @@ class Driver:
                 site=site,
                 options=proposal.options,
                 before=before,
-                after=self.census.take(),
+                after=self._taken(),
                 latency_us=None if timing is None else (timing.before_us, timing.after_us),
             )
         )
@@ -122,8 +131,8 @@ def _state(model: ir.Model) -> object:
 
     Attributes do not: libraries drop some that have their default value anyway.
     """
-    graphs = []
-    for graph in model.graphs():
+    state = []
+    for graph in graphs(model):
         nodes = [
             (
                 node.domain,
@@ -136,5 +145,5 @@ def _state(model: ir.Model) -> object:
         weights = [(name, id(value.const_value)) for name, value in graph.initializers.items()]
         inputs = [value.name for value in graph.inputs]
         outputs = [value.name for value in graph.outputs]
-        graphs.append((nodes, weights, inputs, outputs))
-    return model.ir_version, graphs, sorted(map(str, model.functions))
+        state.append((nodes, weights, inputs, outputs))
+    return model.ir_version, state, sorted(map(str, model.functions))

@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+import scipy
 
 from graphopt.runtime import Array
 
@@ -54,14 +53,14 @@ class Judge:
         known = (labels >= 0) & (labels < flat.shape[1])
 
         def surprise(temperature: float) -> float:
-            chances = log_softmax(logits[known] / temperature, axis=1)
+            chances = scipy.special.log_softmax(logits[known] / temperature, axis=1)
             return -float(chances[rows[: len(chances)], labels[known]].mean())
 
         temperature = 1.0
         if known.any():
-            found = minimize_scalar(surprise, bounds=_TEMPERATURES, method="bounded")
+            found = scipy.optimize.minimize_scalar(surprise, bounds=_TEMPERATURES, method="bounded")
             temperature = float(found.x)
-        return cls(labels, flat.argmax(axis=1), softmax(logits / temperature, axis=1))
+        return cls(labels, flat.argmax(axis=1), scipy.special.softmax(logits / temperature, axis=1))
 
     def drop(self, winners: Array) -> Drop:
         """The drop of a model that answers these classes [N]."""

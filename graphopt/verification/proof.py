@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphopt.errors import InputError, VerificationError
+from graphopt.graph.scope import graphs
 from graphopt.runtime import Level
 from graphopt.verification.compare import Comparison, Reference
 from graphopt.verification.expected_drop import Drop
@@ -32,7 +33,7 @@ _MOST_NOISE = 0.05
 def exact_tolerance(model: ir.Model) -> float:
     """The tolerance for exact rewrites: that of the coarsest float type the model computes in."""
     found = EXACT_TOLERANCE
-    for graph in model.graphs():
+    for graph in graphs(model):
         for value in graph.initializers.values():
             if value.dtype in _TOLERANCES:
                 found = max(found, _TOLERANCES[value.dtype])

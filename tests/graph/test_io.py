@@ -15,8 +15,6 @@ from graphopt.graph.annotate import annotate, restore, stamp
 from graphopt.graph.io import (
     StagedModel,
     digest,
-    external_files,
-    file_bytes,
     load,
     session_source,
 )
@@ -46,8 +44,8 @@ def test_plain(plain: Path) -> None:
     source = load(plain)
     assert not source.has_external_data
     assert source.unknown_operator is None
-    assert external_files(plain) == ()
-    assert file_bytes(plain) == plain.stat().st_size
+    assert source.external == ()
+    assert source.bytes == plain.stat().st_size
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -155,8 +153,9 @@ def test_external_round_trip(external: Path, tmp_path: Path) -> None:
         assert not target.exists()
         stage.commit()
     assert [f.name for f in sorted(tmp_path.glob("out*"))] == ["out.onnx", "out.onnx.data"]
-    assert external_files(target) == (tmp_path / "out.onnx.data",)
-    assert file_bytes(target) == sum(f.stat().st_size for f in tmp_path.glob("out*"))
+    written = load(target)
+    assert written.external == (tmp_path / "out.onnx.data",)
+    assert written.bytes == sum(f.stat().st_size for f in tmp_path.glob("out*"))
     check_same(build(TEXT), onnx.load(target))
     x = np.ones((2, 64), np.float32)
     with session_source(load(external).model) as source:
@@ -168,12 +167,12 @@ def test_external_round_trip(external: Path, tmp_path: Path) -> None:
 
 
 def test_digest_covers_the_data(external: Path) -> None:
-    before = digest(external)
+    before = digest(load(external))
     data = external.parent / "weights.bin"
     content = bytearray(data.read_bytes())
     content[7] ^= 1
     data.write_bytes(content)
-    assert digest(external) != before
+    assert digest(load(external)) != before
 
 
 def test_commit_replaces_what_was_there(plain: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from graphopt.calibration.batch_statistics.step import ChannelMoments, Rule, Step
 from graphopt.factorize.gaussian import clipped, through
@@ -60,5 +60,5 @@ def hard_swish(x: Array) -> Array:
 
 def silu(x: Array) -> Array:
     """x sigmoid(x)."""
-    found: Array = x * expit(x)
+    found: Array = x * scipy.special.expit(x)
     return found

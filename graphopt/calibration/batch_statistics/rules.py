@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from graphopt.calibration.batch_statistics.activations import (
     clip,
@@ -57,6 +57,6 @@ RULES: Mapping[str, Rule] = {
     "Clip": pointwise(clip),
     "HardSigmoid": pointwise(hard_sigmoid),
     "HardSwish": smooth(hard_swish),
-    "Sigmoid": smooth(expit),
+    "Sigmoid": smooth(lambda x: scipy.special.expit(x)),
     "Tanh": smooth(np.tanh),
 }

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from graphopt.graph.edit import FIRST_IR_WITHOUT_LISTING
-from graphopt.graph.scope import STANDARD_DOMAINS
+from graphopt.graph.scope import STANDARD_DOMAINS, graphs
 from graphopt.rewrites.base import OptionValue, WholeModelPass
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)
@@ -67,7 +67,7 @@ class FoldConstants(WholeModelPass):
             output_size_limit=1 << 62,
             should_fold=partial(_should_fold, self.grow),
         )
-        for graph in model.graphs():
+        for graph in graphs(model):
             for value in graph.initializers.values():
                 value.metadata_props.pop("pkg.onnxscript.optimizer.folded_from", None)
             for node in graph:
@@ -141,7 +141,7 @@ def _forget_removed_bodies(model: ir.Model) -> bool:
     alive = set(model.graph.all_nodes())
     stale = [
         use
-        for graph in model.graphs()
+        for graph in graphs(model)
         for value in (
             *graph.inputs,
             *graph.initializers.values(),
@@ -176,7 +176,7 @@ class MergeDuplicates(WholeModelPass):
 
 
 def _make_contiguous(model: ir.Model) -> None:
-    for graph in model.graphs():
+    for graph in graphs(model):
         for value in graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.Tensor) and isinstance(tensor.raw, np.ndarray):
