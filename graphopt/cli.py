@@ -105,7 +105,7 @@ def optimize(
         bool, typer.Option("--keep-initializers", help="Keep them overridable.")
     ] = False,
     grow: Annotated[
-        bool, typer.Option("--grow", help="Let constant folding make the file bigger.")
+        bool, typer.Option("--grow", help="Let folding and composing make the file bigger.")
     ] = False,
     in_place: Annotated[bool, typer.Option("--in-place", help="Replace the input file.")] = False,
     dry_run: Annotated[

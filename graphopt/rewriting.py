@@ -17,6 +17,7 @@ from graphopt.graph.shapes import TensorInfo
 from graphopt.planning.choices import Choice
 from graphopt.planning.workshop import Realised
 from graphopt.rewrites.base import Decline, ExactRewrite, WholeModelPass
+from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
 from graphopt.rewrites.driver import Driver, Gate
 from graphopt.rewrites.ledger import Applied, Key, Ledger, Permit, entry
 
@@ -49,13 +50,21 @@ def rewrite_exactly(
     infos: concrete shapes of the model's values for the bound inputs.
     """
     clone = model.clone()
-    annotations = annotate(clone)
+    annotations = annotate(clone, frozen=_frozen(clone, rewrites))
     known = dict(infos)
     driver = Driver(clone, known, Ledger(permit), gate)
     driver.to_fixpoint(rewrites)
     scope = Scope(clone, clone.graph, known)
     return Rewritten(
         clone, scope, tuple(driver.ledger.applied), tuple(driver.declined), annotations
+    )
+
+
+def _frozen(model: ir.Model, rewrites: Sequence[ExactRewrite | WholeModelPass]) -> bool:
+    """Whether initializers that are listed as inputs will be constants."""
+    return any(
+        isinstance(rewrite, FreezeInitializers) and rewrite.decide(model)[1] is not None
+        for rewrite in rewrites
     )
 
 

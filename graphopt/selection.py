@@ -12,7 +12,17 @@ from graphopt.rewrites.approximate.scheme import Scheme
 from graphopt.rewrites.base import ApproximateRewrite, ExactRewrite, Rewrite, WholeModelPass
 from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
 from graphopt.rewrites.cleanup.library import FoldConstants
+from graphopt.rewrites.exact.compose_convs import ComposeConvs
+from graphopt.rewrites.exact.compose_fcs import ComposeFcs
 from graphopt.rewrites.exact.fc_to_conv import FcToConv
+from graphopt.rewrites.exact.merge_branches import MergeBranches
+from graphopt.rewrites.exact.merge_parallel import MergeParallel
+from graphopt.rewrites.exact.push_transposes import MatMulToConv
+from graphopt.rewrites.exact.recognise_pooling import RecognisePooling
+from graphopt.rewrites.exact.recognise_swish import RecogniseSwish
+
+_GATED = (MatMulToConv, MergeBranches, MergeParallel, RecognisePooling, RecogniseSwish)
+"""Measured before they are taken, except for a target whose times this machine's do not tell."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,11 @@ def select(options: Options) -> Selection:
 def _configured(rewrite: Rewrite, options: Options) -> Rewrite:
     if isinstance(rewrite, FreezeInitializers):
         return replace(rewrite, mode=options.freeze)
-    if isinstance(rewrite, FoldConstants):
+    if isinstance(rewrite, FoldConstants | ComposeConvs | ComposeFcs):
         return replace(rewrite, grow=options.grow)
-    if isinstance(rewrite, FcToConv) and options.target == "npu":
-        return replace(rewrite, gated=False, everywhere=True)
+    if options.target == "npu":
+        if isinstance(rewrite, FcToConv):
+            return replace(rewrite, gated=False, everywhere=True)
+        if isinstance(rewrite, _GATED):
+            return replace(rewrite, gated=False)
     return rewrite

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
+
+from graphopt.graph.overridable import overridable_hidden
+from graphopt.graph.scope import graphs
 
 
 @dataclass(frozen=True)
@@ -17,10 +21,11 @@ class Annotations:
     declared: Mapping[str, tuple[ir.TypeProtocol | None, ir.Shape | None]]
 
 
-def annotate(model: ir.Model) -> Annotations:
+def annotate(model: ir.Model, *, frozen: bool = True) -> Annotations:
     """Replace the declared shapes of intermediate values by inferred ones, symbols kept.
 
-    Declared ones are not trusted (exporters get them wrong); where inference finds nothing, the
+    frozen: whether initializers listed as inputs will be frozen, so that their values count.
+    Declared shapes are not trusted (exporters get them wrong); where inference finds nothing, the
     value is left without. Returns what the file declared.
     """
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
@@ -30,7 +35,9 @@ def annotate(model: ir.Model) -> Annotations:
             if value.shape is not None or value.type is not None:
                 declared[value.name or ""] = (value.type, value.shape)
                 value.shape = None
-    common_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    infer = common_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
+    with nullcontext() if frozen else overridable_hidden(model):
+        infer(model)
     return Annotations(declared)
 
 
@@ -40,7 +47,7 @@ def restore(model: ir.Model, annotations: Annotations) -> None:
         if not output.is_initializer() and not output.is_graph_input():
             output.type, output.shape = annotations.declared[output.name or ""]
     outputs = {id(output) for output in model.graph.outputs}
-    for weight in model.graph.initializers.values():
+    for weight in (value for graph in graphs(model) for value in graph.initializers.values()):
         if not weight.is_graph_input() and not weight.is_graph_output():
             weight.type = weight.shape = None  # the tensor has both; value_info would repeat them
     for node in model.graph.all_nodes():

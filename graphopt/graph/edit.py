@@ -40,7 +40,7 @@ class Edit:
         """A constant operand; `hint` is the name to derive its name from."""
         if is_splat(array) and array.nbytes >= _SPLAT_BYTES and self._scope.opset >= 9:
             return self._generated(array, hint)
-        tensor = ir.tensor(np.ascontiguousarray(array))
+        tensor = ir.tensor(np.asarray(array, order="C"))  # ascontiguousarray makes 0-d 1-d
         if self._scope.model.ir_version < FIRST_IR_WITHOUT_LISTING:
             # An initializer would have to be listed as an input, and could be overridden there.
             value = self.node("Constant", [], {"value": tensor}, hint=hint)
@@ -122,6 +122,7 @@ class Edit:
     def _hand_over(self, old: ir.Value, new: ir.Value, *, is_new: bool) -> None:
         if is_new:
             new.type, new.shape = old.type, old.shape
+            new.metadata_props.update(old.metadata_props)
             name = old.name
             old.replace_all_uses_with(new, replace_graph_outputs=True)
             old.name = None

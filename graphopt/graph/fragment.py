@@ -35,7 +35,7 @@ def cut_out(scope: Scope, nodes: Collection[ir.Node], *, batch: int | None = Non
                 continue
             array = constant(value)
             if array is not None:
-                tensor = value.const_value or ir.tensor(np.ascontiguousarray(array))
+                tensor = value.const_value or ir.tensor(np.asarray(array, order="C"))
                 made = ir.Value(
                     name=value.name,
                     shape=ir.Shape(array.shape),

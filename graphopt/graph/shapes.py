@@ -135,7 +135,7 @@ def infer_node(node: ir.Node, known: Mapping[str, TensorInfo]) -> dict[str, Tens
             dtype = ir.DataType.from_numpy(array.dtype)
             types[value.name] = onnx.helper.make_tensor_type_proto(int(dtype), array.shape)
             if array.size <= 64 and value.const_value is not None:
-                data[value.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(array))
+                data[value.name] = onnx.numpy_helper.from_array(np.asarray(array, order="C"))
         elif info is not None:
             types[value.name] = onnx.helper.make_tensor_type_proto(int(info.dtype), info.shape)
         else:

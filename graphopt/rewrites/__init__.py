@@ -18,33 +18,80 @@ from graphopt.rewrites.approximate.scheme import Scheme
 from graphopt.rewrites.approximate.spatial import Spatial
 from graphopt.rewrites.approximate.two_sided import TwoSided
 from graphopt.rewrites.base import ExactRewrite, Rewrite, WholeModelPass
+from graphopt.rewrites.cleanup.fold_known_dimensions import FoldKnownDimensions
 from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
+from graphopt.rewrites.cleanup.inline_functions import InlineFunctions
 from graphopt.rewrites.cleanup.library import (
     FoldConstants,
     LiftConstants,
     MergeDuplicates,
     RemoveDead,
 )
+from graphopt.rewrites.cleanup.merge_reshapes import MergeReshapes
+from graphopt.rewrites.cleanup.merge_transposes import MergeTransposes
 from graphopt.rewrites.cleanup.remove_noops import RemoveNoops
+from graphopt.rewrites.cleanup.settle_shapes import SettleReshapes
+from graphopt.rewrites.cleanup.undo_splits import UndoSplits
+from graphopt.rewrites.exact.compose_convs import ComposeConvs
+from graphopt.rewrites.exact.compose_fcs import ComposeFcs
+from graphopt.rewrites.exact.drop_zero_bias import DropZeroBias
 from graphopt.rewrites.exact.fc_to_conv import FcToConv
+from graphopt.rewrites.exact.fold_transpose_into_fc import FoldTransposeIntoFc
 from graphopt.rewrites.exact.fuse_affine import FuseBatchNormAffine, FuseConvAffine
+from graphopt.rewrites.exact.fuse_affine_before import FuseAffineBefore
 from graphopt.rewrites.exact.fuse_conv_bn import FuseConvBatchNorm
+from graphopt.rewrites.exact.fuse_pad import FusePad
 from graphopt.rewrites.exact.merge_activations import MergeActivations
+from graphopt.rewrites.exact.merge_arithmetic import MergeArithmetic
+from graphopt.rewrites.exact.merge_branches import MergeBranches
+from graphopt.rewrites.exact.merge_parallel import MergeParallel
+from graphopt.rewrites.exact.push_transposes import MatMulToConv, PushTransposes
+from graphopt.rewrites.exact.recognise_clips import RecogniseClips
+from graphopt.rewrites.exact.recognise_gelu import RecogniseGelu
+from graphopt.rewrites.exact.recognise_hard_swish import RecogniseHardSwish
+from graphopt.rewrites.exact.recognise_leaky_relu import RecogniseLeakyRelu
+from graphopt.rewrites.exact.recognise_pooling import RecognisePooling
+from graphopt.rewrites.exact.recognise_swish import RecogniseSwish
 
 CLEANUP: tuple[ExactRewrite | WholeModelPass, ...] = (
     FreezeInitializers(),
+    InlineFunctions(),
     LiftConstants(),
     RemoveDead(),
     FoldConstants(),
+    FoldKnownDimensions(),
+    SettleReshapes(),
     RemoveNoops(),
+    UndoSplits(),
+    MergeReshapes(),
 )
 
 EXACT: tuple[ExactRewrite | WholeModelPass, ...] = (
+    # Constants and normalizations come directly behind convolutions once layouts agree.
+    PushTransposes(),
+    MatMulToConv(),
+    FoldTransposeIntoFc(),
+    MergeTransposes(),
     FuseConvBatchNorm(),
     FuseConvAffine(),
     FuseBatchNormAffine(),
+    # What is recognised is made of constants that the fusions behind would take away.
+    RecogniseClips(),
+    RecogniseLeakyRelu(),
+    RecogniseHardSwish(),
+    RecogniseSwish(),
+    RecogniseGelu(),
+    RecognisePooling(),
+    MergeArithmetic(),
+    FusePad(),
+    FuseAffineBefore(),
+    ComposeConvs(),
+    ComposeFcs(),
+    MergeBranches(),
+    MergeParallel(),
     MergeActivations(),
     FcToConv(),
+    DropZeroBias(),
     MergeDuplicates(),
 )
 

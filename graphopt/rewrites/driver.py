@@ -97,7 +97,7 @@ class Driver:
             for finding in rewrite.propose(scope):
                 if isinstance(finding, Decline):
                     self.declined.append(finding)
-                elif self.ledger.admits(finding.key):
+                elif _stands(finding) and self.ledger.admits(finding.key):
                     changed |= self._take(rewrite, finding, scope)
         return changed
 
@@ -124,6 +124,11 @@ class Driver:
             )
         )
         return True
+
+
+def _stands(proposal: Proposal) -> bool:
+    """Whether no proposal applied meanwhile has removed what this one is about."""
+    return all(node.graph is not None for node in proposal.nodes)
 
 
 def _state(model: ir.Model) -> object:

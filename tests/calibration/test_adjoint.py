@@ -229,6 +229,12 @@ CASES = {
         BN,
     ),
     "global_average": ("y = GlobalAveragePool(h)", P, 13, {}),
+    "global_max": ("y = GlobalMaxPool(h)", P, 13, {}),
+    "global_max_old": ("y = GlobalMaxPool(h)", P, 9, {}),
+    "gelu": ("y = Gelu(h)", P, 20, {}),
+    "gelu_tanh": ('y = Gelu<approximate="tanh">(h)', P, 20, {}),
+    "mish": ("y = Mish(h)", P, 18, {}),
+    "swish": ("y = Swish<alpha=1.5>(h)", P, 24, {}),
     "global_average_old": ("y = GlobalAveragePool(h)", P, 7, {}),
     "average": (pool("AveragePool", "2,2", "2,2"), P, 13, {}),
     "average_overlap": (pool("AveragePool", "3,3", "2,2", "pads=[1,1,1,1]"), P, 7, {}),
@@ -487,7 +493,7 @@ def test_resizing_is_transposed(sampling, coordinates, size, target, by_scale, s
 
 
 REFUSED = {
-    "no_rule": ("y = GlobalMaxPool(h)", P, {}, "no rule for this operator"),
+    "no_rule": ("y = Sinh(h)", P, {}, "no rule for this operator"),
     "resize_batch": ("y = Resize(h, , s)", P, {"s": np.float32([2, 1, 2, 2])}, "open"),
     "resize_computed": (
         "a = Shape(h) b = Cast<to=1>(a) c = Div(b, b) y = Resize(h, , c)",
@@ -532,7 +538,7 @@ def test_what_has_no_rule_is_refused_with_a_reason(case):
 
 
 def test_what_lies_before_the_wanted_values_needs_no_rule():
-    model = model_of("a = GlobalMaxPool(h) b = Relu(a) y = Sigmoid(b)", P, 13, {})
+    model = model_of("a = Sinh(h) b = Relu(a) y = Sigmoid(b)", P, 13, {})
     found = adjoint(scope_of(model), ["a", "b"])
     assert isinstance(found, Adjoint)
     assert set(found.gradients) == {"a", "b"}

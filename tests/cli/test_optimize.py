@@ -180,8 +180,9 @@ class TestWhatIsPrinted:
         text = f"""net (float[1,3,4,4] c0) => (float[1,15,4,4] y) <{weights}>
         {{ {" ".join(lines)}  y = Relu (c12) }}"""
         onnx.save(build(text), "deep.onnx")
-        short = shell.passes("optimize", "deep.onnx", "--dry-run", *QUICK)
-        long = shell.passes("optimize", "deep.onnx", "--dry-run", "-v", *QUICK)
+        flags = ("--dry-run", "--skip", "compose-convs", *QUICK)
+        short = shell.passes("optimize", "deep.onnx", *flags)
+        long = shell.passes("optimize", "deep.onnx", "-v", *flags)
         assert "c12" not in short
         assert "c12" in long
 

@@ -136,7 +136,7 @@ def test_nested_bodies() -> None:
     assert "fuse-conv-bn" in result.names
 
 
-def test_model_local_function_is_left_valid() -> None:
+def test_a_model_local_function_is_inlined_and_fused() -> None:
     model = build(
         f"""net ({MAP} x) => ({MAP} y) {WEIGHTS} {{ y = my.block(x, w, g, b, mean, var) }}
         <domain: "my", opset_import: ["" : 17]>
@@ -148,7 +148,8 @@ def test_model_local_function_is_left_valid() -> None:
         domains=["my"],
     )
     result = rewrite(model, *EVERYTHING)
-    assert [f.name for f in result.proto.functions] == ["block"]
+    assert not result.proto.functions
+    assert [node.op_type for node in result.proto.graph.node] == ["Conv", "Relu"]
     check_same(model, result.proto)
 
 

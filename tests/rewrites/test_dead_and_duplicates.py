@@ -103,5 +103,6 @@ def test_a_convolution_with_two_normalizations_is_not_shared_first() -> None:
           z = BatchNormalization(d, g2, b, mean, var) }"""
     )
     assert MERGE.late
-    result = optimize(model, *CLEANUP, *EXACT)
+    exact = [rewrite for rewrite in EXACT if rewrite.name != "merge-parallel"]
+    result = optimize(model, *CLEANUP, *exact)
     assert result.ops == ["Conv", "Conv"]

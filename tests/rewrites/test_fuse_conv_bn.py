@@ -375,3 +375,29 @@ def test_a_wrong_weight_is_seen() -> None:
     tensor.CopyFrom(onnx.numpy_helper.from_array(wrong, tensor.name))
     with pytest.raises(AssertionError):
         check_same(conv("Conv", "6,4,3,3"), result.proto)
+
+
+def test_a_generated_weight_is_not_stored_for_a_scale_that_varies() -> None:
+    """A file of 0.5 kB would become one of 9 MB."""
+    model = build(
+        """net (float[1,512,4,4] x) => (float[1,512,2,2] y)
+        <float[512] g, float[512] b, float[512] mean, float[512] var, int64[4] shape>
+        { w = ConstantOfShape<value = float[1] {0.5}>(shape) c = Conv(x, w)
+          y = BatchNormalization(c, g, b, mean, var) }""",
+        weights={"shape": np.asarray([512, 512, 3, 3])},
+    )
+    result = rewrite(model, FUSE)
+    assert result.names == []
+    assert has(result.reasons, "kept in fewer bytes")
+
+
+def test_weights_of_few_bits_behind_a_cast_stay_small() -> None:
+    model = build(
+        """net (float[1,256,4,4] x) => (float[1,256,2,2] y)
+        <int8[256,256,3,3] q, float[256] g, float[256] b, float[256] mean, float[256] var>
+        { w = Cast<to = 1>(q) c = Conv(x, w) y = BatchNormalization(c, g, b, mean, var) }""",
+        weights={"q": np.ones((256, 256, 3, 3), np.int8)},
+    )
+    result = rewrite(model, FUSE)
+    assert result.names == []
+    assert has(result.reasons, "kept in fewer bytes")

@@ -41,6 +41,13 @@ def global_average(step: Step) -> Found:
     return {0: expanded(step, _averaged(step, step.g), step.input(0))}
 
 
+def global_max(step: Step) -> Found:
+    """To the largest element (to each of them, if several are equal)."""
+    tape, x = step.tape, step.input(0)
+    largest = as_mask(step, tape.op("Not", tape.op("Less", x, step.y)))
+    return {0: tape.op("Mul", step.g, largest)}
+
+
 def _averaged(step: Step, g: ir.Value) -> ir.Value:
     """Divided by how many elements a mean is of; counted at run time, for any size."""
     tape = step.tape

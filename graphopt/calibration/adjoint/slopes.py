@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphopt.calibration.adjoint.operands import above, affine, as_mask
 from graphopt.calibration.adjoint.tape import Rule, Step
-from graphopt.graph.scope import attribute_float
+from graphopt.graph.scope import attribute_float, attribute_string
 
 
 def pointwise(slope: Callable[[Step], ir.Value]) -> Rule:
@@ -104,6 +104,38 @@ def erf(step: Step) -> ir.Value:
     tape, x = step.tape, step.input(0)
     bell = tape.op("Exp", tape.op("Neg", tape.op("Mul", x, x)))
     return affine(step, bell, 2 / math.sqrt(math.pi), 0)
+
+
+def gelu(step: Step) -> ir.Value:
+    """y = x P(x): P + x P', P the normal distribution or its approximation by a tanh."""
+    tape, x = step.tape, step.input(0)
+    square = tape.op("Mul", x, x)
+    if attribute_string(step.node, "approximate", "none") == "none":
+        chance = affine(step, tape.op("Erf", affine(step, x, math.sqrt(0.5), 0)), 0.5, 0.5)
+        bell = tape.op("Exp", affine(step, square, -0.5, 0))
+        density = affine(step, bell, 1 / math.sqrt(2 * math.pi), 0)
+    else:
+        k, c = math.sqrt(2 / math.pi), 0.044715
+        t = tape.op("Tanh", tape.op("Mul", x, affine(step, square, k * c, k)))
+        chance = affine(step, t, 0.5, 0.5)
+        rest = affine(step, tape.op("Mul", t, t), -0.5, 0.5)
+        density = tape.op("Mul", rest, affine(step, square, 3 * k * c, k))
+    return tape.op("Add", chance, tape.op("Mul", x, density))
+
+
+def mish(step: Step) -> ir.Value:
+    """y = x t, t = tanh(softplus(x)): t + x (1 - t^2) sigmoid(x)."""
+    tape, x = step.tape, step.input(0)
+    t = tape.op("Tanh", tape.op("Softplus", x))
+    rest = affine(step, tape.op("Mul", t, t), -1, 1)
+    return tape.op("Add", t, tape.op("Mul", tape.op("Mul", x, rest), tape.op("Sigmoid", x)))
+
+
+def swish(step: Step) -> ir.Value:
+    """y = x s, s = sigmoid(a x): s + a x s (1 - s) = s + a y (1 - s)."""
+    tape, alpha = step.tape, attribute_float(step.node, "alpha", 1.0)
+    s = tape.op("Sigmoid", affine(step, step.input(0), alpha, 0))
+    return tape.op("Add", s, tape.op("Mul", affine(step, step.y, alpha, 0), affine(step, s, -1, 1)))
 
 
 def sqrt(step: Step) -> ir.Value:

@@ -14,6 +14,10 @@ from graphopt.rewrites.base import OptionValue, WholeModelPass
 FreezeMode = Literal["auto", "freeze", "keep"]
 
 
+_KEPT = "graphopt.overridable"
+"""In a model's metadata: a caller may override its listed initializers."""
+
+
 @dataclass(frozen=True)
 class FreezeInitializers(WholeModelPass):
     """Initializers listed as graph inputs  ==>  plain initializers.
@@ -30,6 +34,8 @@ class FreezeInitializers(WholeModelPass):
         """Take initializers off the list of inputs; IR 3 becomes IR 4, which allows that."""
         listed, reason = self.decide(model)
         if reason is None:
+            if listed:  # the unlisted ones may be folded away later: remember what was decided
+                model.metadata_props[_KEPT] = "kept"
             return {}
         raised = model.ir_version < FIRST_IR_WITHOUT_LISTING
         keep = [value for value in model.graph.inputs if not value.is_initializer()]
@@ -51,6 +57,6 @@ class FreezeInitializers(WholeModelPass):
             return listed, "--freeze-initializers"
         if model.ir_version < FIRST_IR_WITHOUT_LISTING:
             return listed, f"IR version {model.ir_version} demands the listing"
-        if listed == total:
+        if listed == total and _KEPT not in model.metadata_props:
             return listed, "all initializers are listed"
         return listed, None

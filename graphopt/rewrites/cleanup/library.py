@@ -12,7 +12,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from graphopt.graph.edit import FIRST_IR_WITHOUT_LISTING
-from graphopt.graph.scope import STANDARD_DOMAINS, graphs
+from graphopt.graph.overridable import overridable_hidden
+from graphopt.graph.scope import STANDARD_DOMAINS, graphs, is_op
 from graphopt.rewrites.base import OptionValue, WholeModelPass
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)
@@ -61,12 +62,13 @@ class FoldConstants(WholeModelPass):
 
         if model.ir_version < FIRST_IR_WITHOUT_LISTING or _has_sequences(model):
             return {}
-        fold_constants(
-            model,
-            onnx_shape_inference=True,
-            output_size_limit=1 << 62,
-            should_fold=partial(_should_fold, self.grow),
-        )
+        with overridable_hidden(model):
+            fold_constants(
+                model,
+                onnx_shape_inference=True,
+                output_size_limit=1 << 62,
+                should_fold=partial(_should_fold, self.grow),
+            )
         for graph in graphs(model):
             for value in graph.initializers.values():
                 value.metadata_props.pop("pkg.onnxscript.optimizer.folded_from", None)
@@ -172,7 +174,16 @@ class MergeDuplicates(WholeModelPass):
         common_passes.DeduplicateHashedInitializersPass()(model)
         if not _has_hidden_randomness(model):
             common_passes.CommonSubexpressionEliminationPass()(model)
+        _shorten_identities(model)
         return {}
+
+
+def _shorten_identities(model: ir.Model) -> None:
+    """Identity(Identity(x)) is Identity(x), as fold-constants has it: or the two would take turns."""
+    for node in model.graph.all_nodes():
+        first = node.inputs[0].producer() if is_op(node, "Identity") and node.inputs[0] else None
+        if first is not None and is_op(first, "Identity") and first.graph is node.graph:
+            node.replace_input_with(0, first.inputs[0])
 
 
 def _make_contiguous(model: ir.Model) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from graphopt.graph.scope import (
 )
 from graphopt.rewrites.base import ExactRewrite, Finding, Proposal
 
+Array = np.ndarray[Any, Any]
 Check = Callable[[ir.Node, Scope], bool]
 
 
@@ -136,11 +138,15 @@ def _neutral(element: float, node: ir.Node, scope: Scope) -> bool:
     if passed is None:
         return False
     other, source = constant(node.inputs[1 - passed]), node.inputs[passed]
-    if other is None or source is None or source.shape is None or other.dtype.kind not in "fiu":
+    if other is None or source is None or source.shape is None or not _is_number(other):
         return False
     if other.size != 1 or other.ndim > len(source.shape):
         return False
     return bool(other.reshape(-1)[0] == element)
+
+
+def _is_number(array: Array) -> bool:
+    return array.dtype.kind in "fiu" or "float" in str(array.dtype)  # bfloat16 is of kind V
 
 
 def _always(node: ir.Node, scope: Scope) -> bool:

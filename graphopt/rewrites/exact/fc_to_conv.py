@@ -135,7 +135,10 @@ class FcToConv(ExactRewrite):
         if isinstance(head, str):
             return head
         body, tail = _body(node, scope)
-        return Chain(head, body, tail)
+        chain = Chain(head, body, tail)
+        if head.pool is not None and head.pool in _still_used(chain):
+            return "the pooling's result is needed elsewhere too"
+        return chain
 
 
 def _head(node: ir.Node, linear: LinearView, scope: Scope) -> Head | str | None:

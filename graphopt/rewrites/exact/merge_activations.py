@@ -61,7 +61,7 @@ def _merge(scope: Scope, node: ir.Node, after: ir.Node) -> Callable[[], None] | 
     source = node.inputs[0]
     if source is None or source.dtype is None:
         return "the element type is unknown"
-    first, second = _interval(node, scope), _interval(after, scope)
+    first, second = interval_of(node, scope), interval_of(after, scope)
     if isinstance(first, str):
         return first
     if isinstance(second, str):
@@ -101,7 +101,7 @@ def _replace(
     return edit
 
 
-def _interval(node: ir.Node, scope: Scope) -> Interval | str | None:
+def interval_of(node: ir.Node, scope: Scope) -> Interval | str | None:
     """The interval of a Relu or Clip; None for LeakyRelu; a reason where it is not usable."""
     if is_op(node, "LeakyRelu"):
         return None

@@ -10,11 +10,15 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.factorize.affine import compact, fits, fold_bias, is_uniform, scale_axis
+from graphopt.graph.constants import stored
 from graphopt.graph.edit import Edit
 from graphopt.graph.scope import Scope, is_op
 from graphopt.graph.views import ConvView, LinearView
 
 Array = np.ndarray[Any, Any]
+
+_NEGLIGIBLE_BYTES = 1 << 18
+"""A file may grow by so much for an operator less."""
 
 LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -93,6 +97,8 @@ def fold_into(
     if adds and is_op(target.node, "MatMul") and target.rank != 2:
         return "a MatMul that is not of rank 2 has no place for a bias"
     weight, bias = _folded(target, full_scale, full_shift)
+    if weight is not target.weight and _grows(target, weight):
+        return "its weight is kept in fewer bytes, and folding would store it in full"
     if not (fits(weight) and fits(bias)):
         return f"the folded weights are too large for {target.weight.dtype}"
 
@@ -114,6 +120,12 @@ def fold_into(
         change.commit((node, after), {after.outputs[0]: new})
 
     return edit
+
+
+def _grows(target: LinearTarget, weight: Array) -> bool:
+    """Whether a weight that is generated, or cast from a smaller type, would be stored at full size."""
+    grown = weight.nbytes - stored(target.node.inputs[1])
+    return not is_uniform(weight) and grown > _NEGLIGIBLE_BYTES
 
 
 def _folded(target: LinearTarget, scale: Array, shift: Array) -> tuple[Array, Array | None]:
