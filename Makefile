@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint format types bench bench-approximate docs clean help
+.PHONY: demo test test-all fuzz lint format types bench bench-approximate docs clean help
 
 help:
 	@echo "make demo      optimize a sample network and show the savings"
 	@echo "make test      run the tests (make test-all: the slow ones too)"
+	@echo "make fuzz      check random networks for MINUTES=5"
 	@echo "make lint      ruff (lint and format) and mypy --strict"
 	@echo "make bench     print the figures that the README quotes"
 	@echo "make bench-approximate  gains within budgets, against the usual ways (ARGS=--large, --ablation)"
@@ -39,6 +40,12 @@ test: $(VENV)/.dev
 # MARK=slow runs only what `make test` leaves out.
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(if $(MARK),-m $(MARK))
+
+# Random networks for MINUTES; what fails is kept in .fuzz, as small as it gets.
+MINUTES ?= 5
+SEED ?= 0
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) --failures .fuzz
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
