@@ -14,7 +14,7 @@ from graphopt.planning.guided import Curve, curve, settle
 from graphopt.planning.search import sequence
 
 algebra = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
