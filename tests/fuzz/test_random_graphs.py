@@ -10,7 +10,7 @@ from fuzz.hunt import Hunt, batch
 NETWORKS = 16
 """For each theme, in `make test`: about a tenth of a second each."""
 
-MANY = 300
+MANY = 100
 
 
 @pytest.mark.parametrize("theme", THEMES)
