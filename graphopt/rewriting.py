@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphopt.graph.annotate import Annotations, annotate, restore, stamp
-from graphopt.graph.scope import Scope, site_of
+from graphopt.graph.constants import constant
+from graphopt.graph.scope import Scope, is_op, site_of
 from graphopt.graph.shapes import TensorInfo
 from graphopt.planning.choices import Choice
 from graphopt.planning.workshop import Realised
@@ -54,10 +55,19 @@ def rewrite_exactly(
     known = dict(infos)
     driver = Driver(clone, known, Ledger(permit), gate)
     driver.to_fixpoint(rewrites)
+    if driver.ledger.applied and _has_computed_shapes(clone):
+        annotate(
+            clone, frozen=_frozen(clone, rewrites)
+        )  # better known now that constants are folded
+        driver.to_fixpoint(rewrites)
     scope = Scope(clone, clone.graph, known)
     return Rewritten(
         clone, scope, tuple(driver.ledger.applied), tuple(driver.declined), annotations
     )
+
+
+def _has_computed_shapes(model: ir.Model) -> bool:
+    return any(is_op(node, "Reshape") and constant(node.inputs[1]) is None for node in model.graph)
 
 
 def _frozen(model: ir.Model, rewrites: Sequence[ExactRewrite | WholeModelPass]) -> bool:

@@ -107,3 +107,14 @@ def test_two_outputs_that_are_the_input() -> None:
             { a = Identity(x) b = Identity(x) }"""
         )
     )
+
+
+def test_a_transpose_in_a_file_that_can_hold_no_shape() -> None:
+    """IR 3 wants a Constant node for a new shape, and before opset 9 a Constant has no integers."""
+    holds(
+        build(
+            "net (float[1,4,6,1] x) => (float[1,4,1,6] y) { y = Transpose<perm=[0,1,3,2]>(x) }",
+            opset=7,
+            ir_version=3,
+        )
+    )

@@ -8,6 +8,7 @@ from itertools import pairwise
 import onnx_ir as ir
 
 from graphopt.graph.constants import constant
+from graphopt.graph.edit import FIRST_IR_WITHOUT_LISTING
 from graphopt.graph.scope import Scope, attribute_ints, is_op
 
 Order = tuple[int, ...]
@@ -84,6 +85,8 @@ def reshape_target(
     """
     if any(isinstance(size, int) and size < 1 for size in dims):
         return None
+    if scope.model.ir_version < FIRST_IR_WITHOUT_LISTING and scope.opset < 9:
+        return None  # a Constant node would have to hold it, and has no integers yet
     target = [size if isinstance(size, int) else -1 for size in dims]
     for axis, size in enumerate(dims):
         if isinstance(size, str) and scope.dim(source, axis) == size:

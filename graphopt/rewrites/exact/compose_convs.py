@@ -98,7 +98,8 @@ class ComposeConvs(ExactRewrite):
             bill = _bill(scope, pair)
             objection = bill if isinstance(bill, str) else bill.objection(self.grow)
             if isinstance(bill, str) or objection is not None:
-                yield self.decline(objection or "", before, node)
+                if not _are_factors(before, node):  # that graphopt made on purpose: no news
+                    yield self.decline(objection or "", before, node)
                 continue
             composed = _composed(pair)
             if isinstance(composed, str):
@@ -111,6 +112,10 @@ class ComposeConvs(ExactRewrite):
                 {"kernel": "x".join(map(str, pair.window.kernel))},
                 gated=not bill.is_clear,
             )
+
+
+def _are_factors(*nodes: ir.Node) -> bool:
+    return all(node.metadata_props.get("graphopt.kind") == "approximate" for node in nodes)
 
 
 def _before(node: ir.Node) -> ir.Node | None:
