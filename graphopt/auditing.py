@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
+import scipy.linalg  # noqa: F401  (its threads can be limited only once it is loaded)
 from threadpoolctl import threadpool_limits
 
 from graphopt._version import __version__

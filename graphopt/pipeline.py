@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import scipy.linalg  # noqa: F401  (its threads can be limited only once it is loaded)
 from threadpoolctl import threadpool_limits
 
 from graphopt._version import __version__
