@@ -22,15 +22,26 @@ _SAMPLE_SECONDS = 2e-4
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: at most `seconds`, within `least`..`most` pairs."""
+    """How long to measure: at most `seconds`, within `least`..`most` pairs.
+
+    careful: what was measured with less is not good enough, even if it is known.
+    """
 
     seconds: float = 1.0
     least: int = 11
     most: int = 101
+    careful: bool = False
+
+    def pairs(self, once: float) -> int:
+        """How many pairs of calls to time that take `once` seconds each (more, if that is short)."""
+        return int(np.clip(self.seconds / (2 * max(once, _SAMPLE_SECONDS)), self.least, self.most))
 
 
 QUICK = Effort(seconds=0.2, least=9, most=31)
 """For one candidate layer among many."""
+
+SURE = Effort(seconds=0.15, least=25, most=151, careful=True)
+"""For the candidates that seem best of many: of the quick timings those are often just lucky."""
 
 THOROUGH = Effort(seconds=2.0, least=9, most=201)
 """For the figure that is reported."""
@@ -71,7 +82,7 @@ def compare_calls(
     """Time two calls, interleaved, after a warm-up of each."""
     once = max(_seconds(before, 2), _seconds(after, 2), 1e-7)
     repeats = max(1, round(_SAMPLE_SECONDS / once))
-    pairs = int(np.clip(effort.seconds / (2 * once * repeats), effort.least, effort.most))
+    pairs = effort.pairs(once * repeats)
     first, second = np.empty(pairs), np.empty(pairs)
     for index in range(pairs):
         # The order alternates, so that a drift of the clock speed favours neither.

@@ -25,6 +25,11 @@ class Recall:
     table: LatencyTable
     threads: int = 1
 
+    @property
+    def careful(self) -> None:
+        """Nobody: what is known is all there is."""
+        return
+
     @cached_property
     def model(self) -> CostModel | None:
         """Fitted to the table as it is when first asked for, so that a run has but one."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 
 from graphopt.cost.facts import facts_of
-from graphopt.cost.latency import QUICK, Effort, Timing, compare, compare_calls, random_feeds
+from graphopt.cost.latency import QUICK, SURE, Effort, Timing, compare, compare_calls, random_feeds
 from graphopt.cost.table import LatencyTable, key_of
 from graphopt.errors import GraphoptError
 from graphopt.graph.fragment import changed_fragment, cut_out, fingerprint
@@ -26,11 +26,19 @@ class Stopwatch:
     threads: int = 1
     effort: Effort = QUICK
 
+    @property
+    def careful(self) -> Stopwatch:
+        """One that takes its time, for the few answers that decide."""
+        return replace(self, effort=SURE)
+
     def fragments(self, before: ir.Model, after: ir.Model) -> Timing | None:
-        """Time two small models with the same fixed-shape inputs; None if they cannot be run."""
+        """Time two small models with the same fixed-shape inputs; None if they cannot be run.
+
+        What the table knows is not timed again, unless a quick timing is all it has.
+        """
         key = key_of(fingerprint(before), fingerprint(after), self.threads)
         known = self.table.get(key)
-        if known is not None:
+        if known is not None and (self.table.is_careful(key) or not self.effort.careful):
             return known
         try:
             with session_source(before) as a, session_source(after) as b:
@@ -42,7 +50,8 @@ class Stopwatch:
                 )
         except GraphoptError:
             return None
-        self.table.put(key, timing, facts_of(before), facts_of(after))
+        facts = facts_of(before), facts_of(after)
+        self.table.put(key, timing, *facts, careful=self.effort.careful)
         return timing
 
     def shares(self, scope: Scope, parts: Mapping[str, Collection[ir.Node]]) -> dict[str, Timing]:

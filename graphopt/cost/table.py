@@ -61,6 +61,11 @@ class LatencyTable:
         """The timing measured earlier under this key."""
         return _timing(self._entries.get(key))
 
+    def is_careful(self, key: str) -> bool:
+        """Whether that timing was taken with more than the usual effort."""
+        entry = self._entries.get(key)
+        return isinstance(entry, dict) and entry.get("careful") is True
+
     def samples(self, threads: int) -> list[Sample]:
         """The timings of this machine at a number of threads that come with facts, by key."""
         ending = f":{_conditions(threads)}"
@@ -70,10 +75,18 @@ class LatencyTable:
         return [sample for sample in found if sample is not None]
 
     def put(
-        self, key: str, timing: Timing, before: Facts | None = None, after: Facts | None = None
+        self,
+        key: str,
+        timing: Timing,
+        before: Facts | None = None,
+        after: Facts | None = None,
+        *,
+        careful: bool = False,
     ) -> None:
-        """Remember a timing, on disk if possible."""
+        """Remember a timing, on disk if possible. careful: it was taken with unusual effort."""
         entry: dict[str, object] = dict(asdict(timing))
+        if careful:
+            entry["careful"] = True
         if before is not None and after is not None:
             entry["before"] = [node.plain() for node in before]
             entry["after"] = [node.plain() for node in after]

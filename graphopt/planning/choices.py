@@ -15,7 +15,9 @@ from graphopt.cost.recall import Recall
 from graphopt.cost.stopwatch import Stopwatch
 from graphopt.graph.edit import forget_names
 from graphopt.graph.scope import Scope, follower, is_op
+from graphopt.planning.caution import caution
 from graphopt.planning.guard import Guard
+from graphopt.planning.hull import hull
 from graphopt.planning.notebook import Figures, Notebook, noted, probe_key
 from graphopt.planning.workshop import Candidate, Realised
 from graphopt.progress import Progress
@@ -40,6 +42,7 @@ class Choice:
     """One candidate for one layer with what it saves (microseconds) and costs (output error).
 
     layer: name of the layer's output value, which identifies it in every clone of the model.
+    error: what to expect, weighed by the layer's `caution`.
     timing: as measured; None where the saving is a prediction.
     measured: output error on the fitting inputs with only this choice in place, once measured.
     """
@@ -113,10 +116,12 @@ def price(
         else timer.shares(scope, {layer: context_of(scope, nodes[layer]) for layer in offered})
     )
     whole_us = _usual([share.before_us for share in shares.values()])
+    # Parts cannot take longer than the whole: what they do is the overhead of running them alone.
+    total = max(1.0, sum(share.ratio for share in shares.values()))
     for layer, candidates in offered.items():
         node = nodes[layer]
         finite = [c for c in candidates if math.isfinite(c.error)]
-        own = shares[layer].ratio * whole_us if whole_us and layer in shares else None
+        own = shares[layer].ratio / total * whole_us if whole_us and layer in shares else None
         timed = _timed(scope, node, finite, timer, own)
         faster = [item for item in timed if item[1] > 0]
         for name in sorted({c.rewrite for c in candidates} - {c.rewrite for c, _, _ in faster}):
@@ -129,7 +134,10 @@ def price(
                 names = dict.fromkeys(candidate.rewrite for candidate, _, _ in faster)
                 refused += [Decline(name, (node.name or layer,), reason) for name in names]
                 continue
-            choices = (Choice(layer, c, saved, errors[c], timing) for c, saved, timing in faster)
+            weight = caution(node)
+            choices = (
+                Choice(layer, c, saved, weight * errors[c], timing) for c, saved, timing in faster
+            )
             priced.append(Options(layer, tuple(choices)))
         progress.step(node.name or layer)
     return Prices(tuple(priced), tuple(refused), whole_us)
@@ -152,11 +160,40 @@ def _timed(
         None if timer is None else time_candidate(scope, node, candidate, timer)
         for candidate in candidates
     ]
+    careful = None if timer is None else timer.careful
+    if careful is not None:
+        timings = _sharper(scope, node, candidates, timings, careful)
     layer_us = own_us or _usual([t.before_us for t in timings if t is not None]) or 0.0
     return [
         (candidate, *_saved(scope, node, candidate, timer, timing and timing.of(layer_us)))
         for candidate, timing in zip(candidates, timings, strict=True)
     ]
+
+
+def _sharper(
+    scope: Scope,
+    node: ir.Node,
+    candidates: Sequence[Candidate],
+    timings: Sequence[Timing | None],
+    timer: Stopwatch,
+) -> list[Timing | None]:
+    """The timings, with those taken again with more effort that make a candidate look best.
+
+    The best of many short timings owes much to luck. So what is on the hull of saved time over
+    squared error is timed again, until that does not put others there.
+    """
+    known, sure = list(timings), set[int]()
+    while True:
+        points = [
+            (candidate.error**2, 0.0 if timing is None else 1 - timing.ratio)
+            for candidate, timing in zip(candidates, known, strict=True)
+        ]
+        best = {index for index, _ in hull(points)} - sure
+        if not best:
+            return known
+        for index in sorted(best):
+            known[index] = time_candidate(scope, node, candidates[index], timer)
+        sure |= best
 
 
 def _usual(times: Sequence[float]) -> float | None:

@@ -3,12 +3,13 @@
 How much of the budget a plan uses is first measured for plans fitted layer by layer, all along the
 sequence. A plan fitted as a whole is better by a factor that changes slowly along the sequence: so
 every costly fit corrects the curve, and the next one is made where the corrected curve meets the
-budget (a secant method on the factor), inside the bracket that the answers so far leave open.
+budget. A drop that is counted on few samples goes up and down by chance: what leads is the surer
+estimate of it, and how much more than that is counted on the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,18 @@ _LARGE = 1e6
 _FINE = 32
 """The answer is looked for to one part in this of the sequence."""
 
-_NEARLY = 0.85
-"""A plan that uses this share of the budget is near enough when the next one is a step away."""
+_NEARLY = 0.9
+"""A plan that uses this share of the budget is near enough."""
+
+_TRIES = 7
+_TRIES_OF_FEW = 15
+"""Less one for each layer."""
+
+_DOUBT = 0.5
+"""Budgets' worth of drops in which counted and expected agree, before any is measured."""
+
+_LITTLE = 0.02
+"""A share of the budget that two measurements may well differ by."""
 
 
 @dataclass(frozen=True)
@@ -63,44 +74,58 @@ def settle(
     expected: Curve,
     fits: Callable[[Plan], bool],
     used: Callable[[Plan], float],
-    tries: int = 7,
+    surely: Callable[[Plan], float],
+    tries: int | None = None,
 ) -> int:
-    """The number of the last plan that fits, by at most `tries` measurements; the first one does.
+    """The number of the last plan that fits, of at most `tries` that are measured; the first one does.
 
-    Plans may be turned down by chance: then earlier ones are tried, by growing strides.
+    tries: by default fewer for networks of many layers, where a fit takes longer and chance less.
+
+    used: share of the budget that a plan uses. surely: the same by the surest estimate alone; what
+    fits uses no more than all of it by either.
     """
     last = len(plans) - 1
-    low, high, stride = 0, last + 1, max(1, last // 24)
-    fine = last // _FINE
-    shares = {0: 0.0}
-    count = expected.reach(1.0)
-    for _ in range(tries):
-        count = min(max(count, low + 1), high - 1)
-        if count <= low:
+    tries = tries or max(_TRIES, _TRIES_OF_FEW - len(plans[-1]))
+    low, high = 0, last + 1
+    shares: dict[int, tuple[float, float]] = {}
+    while len(shares) < tries:
+        excess = _excess(shares)
+        if low in shares and shares[low][1] * excess >= _NEARLY:
             break
-        plan = plans[count]
-        holds, shares[count] = fits(plan), used(plan)
-        low, high = (count, high) if holds else (low, count)
-        aim = _aim(expected, shares, low, high)
-        if high - low <= 1 + fine:
+        aim = _aim(expected, {n: sure for n, (_, sure) in shares.items()}, last, 1 / excess)
+        count = _untried(aim, range(low + 1, high), shares, last // _FINE)
+        if count is None:
             break
-        if holds and aim - low <= fine:
-            if shares[count] >= _NEARLY:
-                break
-            aim = (low + high) // 2  # the curve is of another shape: halve the bracket
-        elif not holds:
-            aim, stride = min(aim, high - stride), 2 * stride
-        count = aim
+        holds = fits(plans[count])
+        shares[count] = used(plans[count]), surely(plans[count])
+        if holds:
+            low = max(low, count)
+        elif not shares[count][1] <= 1:
+            high = count
     return low
 
 
-def _aim(expected: Curve, shares: Mapping[int, float], low: int, high: int) -> int:
-    """Where the budget should be used up: the expected curve, corrected by what was measured."""
-    ends = [(expected.at(count), shares[count]) for count in (low, high) if count in shares]
-    if len(ends) == 2 and ends[0][1] < 1 < ends[1][1] and ends[0][0] < ends[1][0]:
-        (start, least), (end, most) = ends
-        return expected.reach(start + (1 - least) / (most - least) * (end - start))
-    if low > 0 and shares.get(high, 2.0) <= 1:
-        return (low + high) // 2  # the end was turned down by chance, not by the curve
-    seen, share = ends[-1]
-    return expected.reach(seen / share) if share > 0 else int(expected.counts[-1])
+def _excess(shares: Mapping[int, tuple[float, float]]) -> float:
+    """How much more of the budget is used than by the surest estimate, on the whole; at least 1."""
+    finite = [pair for pair in shares.values() if np.isfinite(pair).all()]
+    used, surely = (sum(column) for column in zip(*finite, strict=True)) if finite else (0.0, 0.0)
+    return max(1.0, (used + _DOUBT) / (surely + _DOUBT))
+
+
+def _aim(expected: Curve, shares: Mapping[int, float], last: int, target: float) -> int:
+    """Where a share should be used up: on the expected curve, corrected by what was measured."""
+    counts = np.arange(last + 1)
+    curve = np.interp(counts, expected.counts, expected.shares) + _LITTLE
+    tried = sorted(shares)
+    if tried:
+        ratios = [(min(shares[n], _LARGE) + _LITTLE) / curve[n] for n in tried]
+        curve = curve * np.interp(counts, tried, ratios)
+    rising = np.maximum.accumulate(curve) - _LITTLE
+    return max(0, int(np.searchsorted(rising, target, side="right")) - 1)
+
+
+def _untried(aim: int, open_counts: range, tried: Iterable[int], apart: int) -> int | None:
+    """The count nearest to the aim that is no more than `apart` from one tried; None: none is left."""
+    near = set(tried)
+    left = [n for n in open_counts if not any(abs(n - other) <= apart for other in near)]
+    return min(left, key=lambda n: (abs(n - aim), n), default=None)

@@ -84,7 +84,7 @@ class _Search:
         drops = [drop for drop in (found.drop, found.expected_drop) if drop is not None]
         return _share(self._budget, found.error, max(drops, default=0.0))
 
-    def expected(self, plan: Plan) -> float:
+    def surely(self, plan: Plan) -> float:
         """Like `used`, by the surer estimate of a drop alone."""
         found = self._asked(plan)
         drop = found.drop if found.expected_drop is None else found.expected_drop
@@ -149,7 +149,7 @@ def choose(
     if refit is None:
         found = within(plans, quick.fits, limit)
     else:
-        known = settle(plans, curve(plans, quick.expected), final.fits, final.used)
+        known = settle(plans, curve(plans, quick.surely), final.fits, final.used, final.surely)
         found = within(plans, final.fits, limit, known=known, tries=_REFITTED_TRIES)
     if found.bound_by is not None and budget.max_error is not None and budget.max_drop is not None:
         found = Found(found.plans, _binding(budget, final.measured))

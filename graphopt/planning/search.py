@@ -20,6 +20,7 @@ import numpy as np
 
 from graphopt.planning.budget import Limit
 from graphopt.planning.choices import Choice, Options
+from graphopt.planning.hull import hull
 from graphopt.runtime import Array
 
 Plan = tuple[Choice, ...]
@@ -125,7 +126,11 @@ def _last(count: int, holds: Callable[[int], bool]) -> int:
 
 def _lagrangian(options: Sequence[Options]) -> list[Plan]:
     """The plans after 0, 1, ... hull steps of all layers, most time saved per squared error first."""
-    steps = [step for option in options for step in _hull(option)]
+    steps = [
+        (gain, option.choices[index])
+        for option in options
+        for index, gain in hull([(choice.error**2, choice.saved_us) for choice in option.choices])
+    ]
     # Within a layer the hull is concave, so a stable sort by gain keeps each layer's own order.
     plans: list[Plan] = [()]
     chosen: dict[str, Choice] = {}
@@ -137,31 +142,6 @@ def _lagrangian(options: Sequence[Options]) -> list[Plan]:
 
 def _plan(choices: Iterable[Choice]) -> Plan:
     return tuple(sorted(choices, key=lambda choice: choice.layer))
-
-
-def _hull(option: Options) -> list[tuple[float, Choice]]:
-    """The concave hull of saved time over squared error, from (0, 0) on: gain and choice by step."""
-    points = sorted(option.choices, key=lambda c: (c.error, -c.saved_us))
-    hull: list[tuple[float, float, Choice | None]] = [(0.0, 0.0, None)]
-    for choice in points:
-        point = (choice.error**2, choice.saved_us, choice)
-        if point[1] <= hull[-1][1]:
-            continue
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    return [
-        (_slope(before, after), after[2])
-        for before, after in pairwise(hull)
-        if after[2] is not None
-    ]
-
-
-def _slope(
-    before: tuple[float, float, Choice | None], after: tuple[float, float, Choice | None]
-) -> float:
-    """Microseconds saved per squared error."""
-    return (after[1] - before[1]) / max(after[0] - before[0], 1e-18)
 
 
 def _between(low: float, high: float) -> Iterator[float]:

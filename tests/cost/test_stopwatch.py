@@ -91,6 +91,19 @@ def test_the_second_time_the_table_answers(watch, closed, tmp_path):
     assert again.rewritten(other, nodes_of(other), depthwise) == first
 
 
+def test_a_quick_answer_is_not_careful_enough(watch, closed, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "SURE", Effort(seconds=0.0, least=5, most=5, careful=True))
+    scope = scope_of()
+    assert watch.rewritten(scope, nodes_of(scope), depthwise).pairs == 3
+    timing = watch.careful.rewritten(scope, nodes_of(scope), depthwise)
+    assert timing.pairs == 5
+    closed()
+    for table in (watch.table, LatencyTable(tmp_path / "table.json")):
+        again = Stopwatch(table, effort=FAST)
+        assert again.careful.rewritten(scope, nodes_of(scope), depthwise) == timing
+        assert again.rewritten(scope, nodes_of(scope), depthwise) == timing
+
+
 @pytest.mark.parametrize("what", ["threads", "nodes", "batch", "machine"])
 def test_another_question_is_measured_again(watch, closed, monkeypatch, what):
     scope = scope_of()
