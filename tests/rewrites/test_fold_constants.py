@@ -116,6 +116,31 @@ def test_random_numbers_stay_random(draw: str, grow: bool) -> None:
     assert len(result.ops) == 2
 
 
+def in_parts(split: object, *, keepdims: int = 1, opset: int = 18) -> onnx.ModelProto:
+    return build(
+        f"""net (float[2,6,4] x) => (float[2,3,4] y)
+        {{ all = SplitToSequence<axis = 1, keepdims = {keepdims}>(x, parts)
+          second = SequenceAt(all, one) y = Relu(second) }}""",
+        opset=opset,
+        weights={"parts": np.asarray(split), "one": np.asarray(1)},
+    )
+
+
+@pytest.mark.parametrize("split", [3, [3, 3]])
+def test_a_sequence_of_known_parts_becomes_a_split(split: object) -> None:
+    """As the dynamo exporter writes torch.chunk and torch.split."""
+    assert optimize(in_parts(split), *CLEANUP).ops == ["Split", "Relu"]
+
+
+def test_a_sequence_stays_below_opset_18() -> None:
+    assert optimize(in_parts([3, 3], opset=17), *CLEANUP).ops[0] == "SplitToSequence"
+
+
+def test_keepdims_is_ignored_where_the_parts_are_given() -> None:
+    result = optimize(in_parts([3, 3], keepdims=0), *CLEANUP)
+    assert result.ops == ["SplitToSequence", "SequenceAt", "Relu"]
+
+
 def test_overridable_initializer_is_no_constant() -> None:
     model = build(
         "net (float[64] x) => (float[64] y) <double[64] k> { s = Cast<to=1>(k) y = Mul(x, s) }"

@@ -260,6 +260,25 @@ def test_target_computed_at_run_time_with_unknown_result() -> None:
     assert has(result.reasons, "at run time")
 
 
+def generated(more: str = "") -> onnx.ModelProto:
+    return build(
+        f"""net (float[2,64] x) => (float[2,32] y{", float[2048] g" if more else ""})
+        {{ g = ConstantOfShape<value = float[1] {{0.5}}>(s) w = Reshape(g, t) y = MatMul(x, w) }}""",
+        weights={"s": np.array([2048]), "t": np.array([64, 32])},
+    )
+
+
+def test_a_generated_weight_is_generated_in_its_shape() -> None:
+    model = generated()
+    result = optimize(model, MERGE)
+    assert result.ops == ["ConstantOfShape", "MatMul"]
+    assert len(result.proto.SerializeToString()) < 1000
+
+
+def test_a_generated_weight_that_others_read_stays() -> None:
+    assert "Reshape" in optimize(generated(more="g"), MERGE).ops
+
+
 def test_target_that_is_fed() -> None:
     model = build("net (float[2,3] x, int64[1] s) => (float[a] y) { e = Exp(x) y = Reshape(e, s) }")
     result = optimize(model, MERGE, feeds={"s": np.array([6])})

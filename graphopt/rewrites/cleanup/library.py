@@ -13,7 +13,7 @@ import onnx_ir.passes.common as common_passes
 
 from graphopt.graph.edit import FIRST_IR_WITHOUT_LISTING
 from graphopt.graph.overridable import overridable_hidden
-from graphopt.graph.scope import STANDARD_DOMAINS, graphs, is_op
+from graphopt.graph.scope import STANDARD_DOMAINS, attribute_int, graphs, is_op
 from graphopt.rewrites.base import OptionValue, WholeModelPass
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)
@@ -60,7 +60,7 @@ class FoldConstants(WholeModelPass):
         """Fold over the main graph, bodies and functions."""
         from onnxscript.optimizer import fold_constants
 
-        if model.ir_version < FIRST_IR_WITHOUT_LISTING or _has_sequences(model):
+        if model.ir_version < FIRST_IR_WITHOUT_LISTING or _spoils_sequences(model):
             return {}
         with overridable_hidden(model):
             fold_constants(
@@ -78,9 +78,20 @@ class FoldConstants(WholeModelPass):
         return {"grow": True} if self.grow else {}
 
 
-def _has_sequences(model: ir.Model) -> bool:
-    """Sequence operators: the library rewrites them on the side, below opset 13 to newer forms."""
-    return any("Sequence" in node.op_type for node in model.graph.all_nodes())
+def _spoils_sequences(model: ir.Model) -> bool:
+    """Whether the library, which makes a Split of a SplitToSequence on the side, would do it wrongly.
+
+    It knows the form of opset 18 alone, and squeezes by `keepdims`, which the operator ignores where
+    the parts are given (https://onnx.ai/onnx/operators/onnx__SplitToSequence.html).
+    """
+    for node in model.graph.all_nodes():
+        if is_op(node, "SplitToSequence"):
+            given = len(node.inputs) > 1 and node.inputs[1] is not None
+            if given and not attribute_int(node, "keepdims", 1):
+                return True
+        if "Sequence" in node.op_type and (model.graph.opset_imports.get("") or 1) < 18:
+            return True
+    return False
 
 
 def _should_fold(grow: bool, node: ir.Node) -> bool | None:

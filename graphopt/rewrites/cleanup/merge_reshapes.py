@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.graph.constants import constant
+from graphopt.graph.constants import constant, is_splat
 from graphopt.graph.edit import Edit, bypass
 from graphopt.graph.scope import Scope, attribute_int, follower, is_op
 from graphopt.rewrites.base import ExactRewrite, Finding, Proposal
@@ -33,7 +33,7 @@ class MergeReshapes(ExactRewrite):
     dimension is left to be computed (-1), others are numbers or copied from the same axis (0).
     Squeeze and Unsqueeze also merge by their axes, whatever the shape. A Reshape whose target is
     computed at run time, though its result is known, gets a constant target (and the operators that
-    computed it are dead).
+    computed it are dead). A weight that is generated (ConstantOfShape) is generated in that shape.
 
     Declines when the shape depends on more than that, when the value between is needed elsewhere
     too, where two names of the interface would become one, before opset 5.
@@ -50,6 +50,8 @@ class MergeReshapes(ExactRewrite):
             before = None if node.inputs[0] is None else node.inputs[0].producer()
             if before is not None and before.graph is scope.graph and is_op(before, *_OPS):
                 yield self._pair(scope, before, node)
+            elif before is not None and follower(scope, before) is node and _generates(before):
+                yield self._generated(scope, before, node)
             elif is_op(node, "Reshape") and scope.opset >= 5:
                 yield from self._target(scope, node)
 
@@ -76,6 +78,19 @@ class MergeReshapes(ExactRewrite):
             return self.decline("the shape cannot be stated for every input", before, node)
         return Proposal(self.name, nodes, _replace(scope, nodes, result, build))
 
+    def _generated(self, scope: Scope, before: ir.Node, node: ir.Node) -> Finding:
+        result = node.outputs[0]
+        array = constant(result)
+        if array is None:
+            return self.decline("the shape of what is generated is not constant", before, node)
+        hint = result.name or node.op_type
+        nodes = (before, node)
+        return Proposal(
+            self.name,
+            nodes,
+            _replace(scope, nodes, result, lambda change: change.constant(array, hint)),
+        )
+
     def _target(self, scope: Scope, node: ir.Node) -> Iterator[Finding]:
         source, result = node.inputs[0], node.outputs[0]
         wanted = operand(node, 1)
@@ -91,6 +106,11 @@ class MergeReshapes(ExactRewrite):
         elif wanted.producer() is not None:
             build = _reshape(node, source, target)
             yield Proposal(self.name, (node,), _replace(scope, (node,), result, build))
+
+
+def _generates(node: ir.Node) -> bool:
+    array = constant(node.outputs[0]) if is_op(node, "ConstantOfShape") else None
+    return array is not None and is_splat(array)
 
 
 def _replace(
