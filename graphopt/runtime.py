@@ -7,7 +7,8 @@ pool distorts whatever is measured next to it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +77,22 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def one_blas_thread(*, factorizing: bool = False) -> Iterator[None]:
+    """Linear algebra on one thread: many small products gain nothing from more.
+
+    factorizing: that of scipy as well. It brings a library of its own, which can be limited only
+    once it is loaded, and loading it takes time; with several threads the last bits of a
+    factorization would differ between runs.
+    """
+    from threadpoolctl import threadpool_limits
+
+    if factorizing:
+        import scipy.linalg  # noqa: F401
+    with threadpool_limits(limits=1):
+        yield
 
 
 def first_line(error: BaseException) -> str:

@@ -19,6 +19,12 @@ FIRST_IR_WITHOUT_LISTING = 4
 
 _SPLAT_BYTES = 512
 _NAMES = "graphopt.names"
+_KIND = "graphopt.kind"
+
+
+def is_approximate(node: ir.Node) -> bool:
+    """Whether an approximation made this node, now or in an earlier run: its file says so."""
+    return node.metadata_props.get(_KIND) == "approximate"
 
 
 class Edit:
@@ -32,7 +38,7 @@ class Edit:
     def __init__(self, scope: Scope, rewrite: str, kind: str = "exact") -> None:
         self._scope = scope
         self._rewrite = rewrite
-        self._origin = {"graphopt.rewrite": rewrite, "graphopt.kind": kind}
+        self._origin = {"graphopt.rewrite": rewrite, _KIND: kind}
         self._nodes: list[ir.Node] = []
         self._initializers: list[ir.Value] = []
 
@@ -84,6 +90,17 @@ class Edit:
         attributes: Attributes | None = None,
     ) -> ir.Value:
         """A copy of a removed one-output node, with its name, other inputs and changed attributes."""
+        return self.copies(node, inputs, attributes=attributes)[0]
+
+    def copies(
+        self,
+        node: ir.Node,
+        inputs: Sequence[ir.Value | None],
+        *,
+        attributes: Attributes | None = None,
+        outputs: int = 1,
+    ) -> list[ir.Value]:
+        """Like `like`, of a node with so many outputs (the first ones): returns them all."""
         changed = ir.convenience.convert_attributes(dict(attributes or {}))
         kept = {**node.attributes, **{attribute.name: attribute for attribute in changed}}
         made = ir.Node(
@@ -91,19 +108,22 @@ class Edit:
             node.op_type,
             list(inputs),
             attributes=list(kept.values()),
+            num_outputs=outputs,
             name=node.name,
             metadata_props={**self._origin, **node.metadata_props},
         )
-        made.outputs[0].name = self._fresh(node.outputs[0].name or node.op_type)
+        for old, new in zip(node.outputs, made.outputs, strict=False):
+            new.name = self._fresh(old.name or node.op_type)
         annotate_node(made, self._scope.opset)
         self._nodes.append(made)
-        return made.outputs[0]
+        return list(made.outputs)
 
     def commit(self, removed: Sequence[ir.Node], outputs: Mapping[ir.Value, ir.Value]) -> None:
         """Replace nodes; each key of `outputs` hands its name and its uses to its value.
 
         A value may also be one that already exists (a node is simply bypassed). Initializers left
-        without a use are dropped.
+        without a use are dropped. New nodes stand where the last removed one stood; with several
+        outputs, what reads the first may have stood before that, and the graph is sorted.
         """
         graph = self._scope.graph
         before = [value for node in removed for value in node.inputs if value is not None]
@@ -118,6 +138,8 @@ class Edit:
         for value in before:
             if value.is_initializer() and not value.uses() and not value.is_graph_output():
                 _drop_initializer(value)
+        if len(outputs) > 1:
+            graph.sort()
 
     def _hand_over(self, old: ir.Value, new: ir.Value, *, is_new: bool) -> None:
         if is_new:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx_text import build, has, optimize, rewrite
 
-from graphopt.rewrites.exact.merge_activations import Interval, MergeActivations
+from graphopt.rewrites.exact.interval import Interval
+from graphopt.rewrites.exact.merge_activations import MergeActivations
 
 MERGE = MergeActivations()
 INF = math.inf

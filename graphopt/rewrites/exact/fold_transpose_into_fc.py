@@ -128,7 +128,6 @@ def _fold(
         outputs[layer.outputs[0]] = change.like(layer, [flat, operand, *layer.inputs[2:]])
     ordered = sorted(outputs, key=lambda value: value.is_graph_output())
     change.commit((node, flatten, *layers), {value: outputs[value] for value in ordered})
-    scope.graph.sort()  # several layers: what reads the first may stand before the last
 
 
 def permuted_rows(weight: Array, sizes: list[int], order: Order) -> Array:

@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 import onnx_ir as ir
 
-from graphopt.graph.edit import Attributes, Edit
+from graphopt.graph.edit import Edit
 from graphopt.graph.scope import is_op
-from graphopt.graph.shapes import annotate_node
 from graphopt.rewrites.cleanup.axes import inverse, order_of
 from graphopt.rewrites.exact.layout_cut import Field, bytes_of, is_outermost
 
@@ -73,7 +72,7 @@ class LayoutChange:
 
     def apply(self) -> None:
         """Make the operators anew for the other layout and drop the Transposes."""
-        region, change = self._region, _LayoutEdit(self._scope, self._rewrite)
+        region, change = self._region, Edit(self._scope, self._rewrite)
         self._edit = change
         self._flipped: dict[ir.Value, ir.Value] = {}
         outputs: dict[ir.Value, ir.Value] = {}
@@ -92,7 +91,8 @@ class LayoutChange:
                     change.node(flip.op_type, inputs, flip.attributes, hint=hint, name=node.name)
                 ]
             else:
-                made = change.copies(node, inputs, flip.attributes)
+                count = len(node.outputs) if is_op(node, "Split") else 1
+                made = change.copies(node, inputs, attributes=flip.attributes, outputs=count)
             pairs = zip(node.outputs, made, strict=False)
             (self._flipped if flip.moves else outputs).update(pairs)
         for value in self._back:
@@ -103,7 +103,6 @@ class LayoutChange:
         ordered = sorted(outputs, key=lambda value: value.is_graph_output())
         removed = [*region.flips, *self.transposes]
         change.commit(removed, {value: outputs[value] for value in ordered})
-        self._scope.graph.sort()  # a region has several ends; commit puts all nodes at the last one
 
     def _flip(self, value: ir.Value | None) -> ir.Value:
         """A value as it is before Transpose(order)."""
@@ -162,30 +161,3 @@ def _values_of(field: Field) -> Iterator[ir.Value]:
 
 def _in_order(nodes: Collection[ir.Node | None], region: Field) -> list[ir.Node]:
     return [node for node in region.scope.graph if node in nodes]
-
-
-class _LayoutEdit(Edit):
-    """An edit that can also copy nodes with several outputs (Split)."""
-
-    def copies(
-        self, node: ir.Node, inputs: Sequence[ir.Value | None], attributes: Attributes
-    ) -> list[ir.Value]:
-        """A copy of a removed node; returns all its outputs."""
-        if len(node.outputs) == 1 or not is_op(node, "Split"):
-            return [self.like(node, inputs, attributes=attributes)]
-        changed = ir.convenience.convert_attributes(dict(attributes))
-        kept = {**node.attributes, **{attribute.name: attribute for attribute in changed}}
-        made = ir.Node(
-            node.domain,
-            node.op_type,
-            list(inputs),
-            attributes=list(kept.values()),
-            num_outputs=len(node.outputs),
-            name=node.name,
-            metadata_props={**self._origin, **node.metadata_props},
-        )
-        for old, new in zip(node.outputs, made.outputs, strict=True):
-            new.name = self._fresh(old.name or node.op_type)
-        annotate_node(made, self._scope.opset)
-        self._nodes.append(made)
-        return list(made.outputs)

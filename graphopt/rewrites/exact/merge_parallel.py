@@ -176,7 +176,6 @@ def _replace_by_split(scope: Scope, layers: Sequence[Layer]) -> None:
     split.resize_outputs(len(layers))
     parts = zip(layers, split.outputs, strict=True)
     change.commit(_nodes(layers), {layer.output: part for layer, part in parts})
-    scope.graph.sort()  # what reads the first layer may stand before the last one
 
 
 def _emit(change: Edit, scope: Scope, layers: Sequence[Layer]) -> ir.Value:

@@ -7,17 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.constants import constant
 from graphopt.graph.edit import Edit
 from graphopt.graph.scope import Scope, follower, is_op
 from graphopt.rewrites.base import ExactRewrite, Finding, Proposal
-from graphopt.rewrites.exact.merge_activations import Interval, interval_of
+from graphopt.rewrites.exact.interval import RELU, Interval, clip, interval_of
 from graphopt.rewrites.exact.recognised import RUNNABLE
 
-_RELU = Interval(0.0, math.inf)
 _FLOATS = (*RUNNABLE, ir.DataType.DOUBLE)
 _RELU_INTEGERS = (ir.DataType.INT8, ir.DataType.INT32)
 _CLIP_INTEGERS = (
@@ -78,7 +76,7 @@ class RecogniseClips(ExactRewrite):
         ):
             nodes = (node, second.node)
             interval, dtype = interval.then(second.interval), dtype or second.dtype
-        elif not is_op(node, "Max") or interval != _RELU:
+        elif not is_op(node, "Max") or interval != RELU:
             return None
         if dtype is None:
             return self.decline("the element type is unknown", *nodes)
@@ -122,7 +120,7 @@ def _bounded(node: ir.Node, scope: Scope) -> _Bounded | str | None:
 def _becomes(interval: Interval, dtype: ir.DataType, scope: Scope) -> str | None:
     """The operator for an interval, if the opset has it and onnxruntime runs it."""
     relu = _FLOATS if scope.opset < 14 else (*_FLOATS, *_RELU_INTEGERS)
-    if interval == _RELU and dtype in relu:
+    if interval == RELU and dtype in relu:
         return "Relu"
     clip = RUNNABLE if scope.opset < 12 else (*_FLOATS, *_CLIP_INTEGERS)
     return "Clip" if dtype in clip else None
@@ -135,25 +133,8 @@ def _replace(scope: Scope, nodes: tuple[ir.Node, ...], bounded: _Bounded) -> Non
 
 
 def _emit(change: Edit, scope: Scope, bounded: _Bounded, hint: str) -> ir.Value:
-    source, interval, dtype, name = (
-        bounded.source,
-        bounded.interval,
-        bounded.dtype,
-        bounded.node.name,
-    )
+    source, interval, dtype = bounded.source, bounded.interval, bounded.dtype
     assert dtype is not None
     if _becomes(interval, dtype, scope) == "Relu":
-        return change.node("Relu", [source], hint=hint, name=name)
-    bounds = (("min", interval.low), ("max", interval.high))
-    if scope.opset < 11:
-        limits = {what: float(bound) for what, bound in bounds if math.isfinite(bound)}
-        return change.node("Clip", [source], limits, hint=hint, name=name)
-    operands: list[ir.Value | None] = [source]
-    for what, bound in bounds:
-        finite = not math.isinf(bound)
-        operands.append(
-            change.constant(np.asarray(bound, dtype.numpy()), f"{hint}_{what}") if finite else None
-        )
-    while operands[-1] is None:
-        operands.pop()
-    return change.node("Clip", operands, hint=hint, name=name)
+        return change.node("Relu", [source], hint=hint, name=bounded.node.name)
+    return clip(change, scope, source, interval, dtype, bounded.node, hint)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt.graph.scope import Scope, attribute_float, is_op
 from graphopt.rewrites.base import ExactRewrite, Finding
-from graphopt.rewrites.exact.merge_activations import Interval, interval_of
+from graphopt.rewrites.exact.interval import Interval, interval_of
 from graphopt.rewrites.exact.polynomials import Polynomial, onwards, read, sources
 from graphopt.rewrites.exact.recognised import Recognised, tolerance
 

@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from graphopt.graph.constants import constant
 from graphopt.graph.edit import Edit
-from graphopt.graph.scope import Scope, attribute_int, attribute_ints, follower, is_op
+from graphopt.graph.scope import Scope, attribute_int, follower, is_op
 from graphopt.rewrites.base import ExactRewrite, Finding, Proposal
+from graphopt.rewrites.cleanup.axes import integers
 
 _POOLS = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
 
@@ -57,7 +58,7 @@ class RecognisePooling(ExactRewrite):
         for node in scope.graph:
             if not is_op(node, *_POOLS) or not node.inputs or node.inputs[0] is None:
                 continue
-            axes = _axes(node)
+            axes = integers(node, "axes", 1)
             if axes is None:
                 if len(node.inputs) > 1 and node.inputs[1] is not None:
                     yield self.decline("the axes are computed at run time", node)
@@ -88,20 +89,12 @@ class RecognisePooling(ExactRewrite):
             )
 
 
-def _axes(node: ir.Node) -> tuple[int, ...] | None:
-    axes = attribute_ints(node, "axes")
-    if axes is None and len(node.inputs) > 1:
-        array = constant(node.inputs[1])
-        axes = None if array is None else tuple(int(axis) for axis in array.ravel())
-    return axes
-
-
 def _unsqueeze(node: ir.Node, axes: tuple[int, ...], scope: Scope) -> ir.Node | None:
     """The Unsqueeze behind a reduction that puts the reduced axes back."""
     after = follower(scope, node)
     if after is None or not is_op(after, "Unsqueeze"):
         return None
-    back, rank = _axes(after), 2 + len(axes)
+    back, rank = integers(after, "axes", 1), 2 + len(axes)
     return after if back and sorted(a % rank for a in back) == list(range(2, rank)) else None
 
 
