@@ -18,8 +18,17 @@ import onnx_ir as ir
 
 from graphopt.calibration.accumulate import Accumulator
 from graphopt.calibration.dataset import Dataset
-from graphopt.calibration.patches import Geometry, by_group, patches, positions, responses
-from graphopt.calibration.walk import KEPT_BYTES, Walk
+from graphopt.calibration.patches import (
+    Geometry,
+    by_group,
+    patches,
+    positions,
+    responses,
+    sampled_patches,
+)
+from graphopt.calibration.walk import KEPT_BYTES, Values, Walk
+from graphopt.graph.constants import constant
+from graphopt.graph.views import deforms
 from graphopt.progress import Progress
 from graphopt.runtime import Array
 
@@ -161,6 +170,8 @@ class Collector:
         Every layer sees its batches in order, so the sums do not depend on the number of threads.
         """
         names = {probe.source for probe in probes} | {p.skip for p in probes if p.skip is not None}
+        sampling = _sampling(model, {probe.name for probe in probes})
+        names |= {s for read in sampling.values() for s in read if isinstance(s, str)}
         values_of = walk.onto(model, sorted(names))
         batches = self.dataset.batches
 
@@ -168,7 +179,13 @@ class Collector:
             x = values[probe.source]
             rng = np.random.default_rng([self.seed, crc32(probe.name.encode()), index])
             at = positions(probe.geometry, x.shape, -(-probe.patches // len(batches)), rng)
-            parts = by_group(patches(x, probe.geometry, at), probe.geometry.group)
+            if probe.name in sampling:
+                offset, mask = (_array(read, values) for read in sampling[probe.name])
+                assert offset is not None
+                unfolded = sampled_patches(x, probe.geometry, at, offset, mask)
+            else:
+                unfolded = patches(x, probe.geometry, at)
+            parts = by_group(unfolded, probe.geometry.group)
             skip = None
             if probe.skip is not None:
                 skip = by_group(responses(values[probe.skip], at), probe.geometry.group)
@@ -182,6 +199,32 @@ class Collector:
                     following = ahead.submit(values_of, index + 1)
                 list(pool.map(partial(one, index, values=values), probes))
                 progress.step()
+
+
+Read = Array | str | None
+"""A constant, the name of a value, or nothing."""
+
+
+def _sampling(model: ir.Model, layers: set[str]) -> dict[str, tuple[Read, Read]]:
+    """Offsets and mask of those of the layers (by output value) that are a DeformConv in the model."""
+    return {
+        name: (_read(node, 2), _read(node, 4))
+        for node in model.graph
+        if deforms(node) and (name := node.outputs[0].name or "") in layers
+    }
+
+
+def _read(node: ir.Node, index: int) -> Read:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is not None and value.is_initializer() and value.const_value is not None:
+        # Overridable or not: nothing is promised by it.
+        return np.asarray(value.const_value.numpy())
+    array = constant(value)
+    return array if value is None or array is not None else value.name
+
+
+def _array(read: Read, values: Values) -> Array | None:
+    return values[read] if isinstance(read, str) else read
 
 
 def _accumulators(probe: Probe) -> list[Accumulator]:

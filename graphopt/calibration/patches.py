@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -76,6 +77,39 @@ def patches(x: Array, geometry: Geometry, at: Array) -> Array:
     moved = np.moveaxis(padded, 1, -1)  # [N, *size, C]
     picked = moved[(at[:, 0][:, None], *(index[:, a] for a in range(rank)))]  # [count, taps, C]
     unfolded: Array = picked.transpose(0, 2, 1).reshape(len(at), -1)
+    return unfolded
+
+
+def sampled_patches(
+    x: Array, geometry: Geometry, at: Array, offset: Array, mask: Array | None
+) -> Array:
+    """Patches of a DeformConv: x interpolated linearly at shifted positions, times the mask.
+
+    offset: [N, groups * taps * rank, *out]. mask: [N, groups * taps, *out] or None. The channels of x
+    are in as many groups, one after the other. Zeros outside of x.
+    """
+    rank, taps = len(geometry.kernel), int(np.prod(geometry.kernel))
+    size, begins = np.asarray(x.shape[2:]), np.asarray(geometry.pads[:rank])
+    groups, batch = offset.shape[1] // (taps * rank), at[:, 0]
+    plain = at[:, None, 1:] * np.asarray(geometry.strides) - begins + _offsets(geometry).T
+    shifts = responses(offset, at).reshape(len(at), groups, taps, rank)
+    where = np.clip(plain[:, None] + shifts, -2, size + 1).astype(x.dtype)  # no overflow below
+    low = np.floor(where)
+    share = where - low
+    # [N, groups, *size, channels of a group]: whole rows of channels are picked.
+    moved = np.moveaxis(x.reshape(len(x), groups, -1, *x.shape[2:]), 2, -1)
+    found = np.zeros((len(at), groups, taps, moved.shape[-1]), x.dtype)
+    for corner in product((0, 1), repeat=rank):
+        index = low.astype(np.int64) + corner
+        weight = np.where(corner, share, 1 - share).prod(axis=-1)
+        weight *= np.all((index >= 0) & (index < size), axis=-1)
+        index = np.clip(index, 0, size - 1)
+        axes = (index[..., axis] for axis in range(rank))
+        picked = moved[(batch[:, None, None], np.arange(groups)[:, None], *axes)]
+        found += weight[..., None] * picked
+    if mask is not None:
+        found *= responses(mask, at).reshape(len(at), groups, taps, 1)
+    unfolded: Array = found.transpose(0, 1, 3, 2).reshape(len(at), -1)
     return unfolded
 
 

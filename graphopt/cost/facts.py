@@ -78,6 +78,8 @@ def _node(node: ir.Node, infos: Mapping[str, TensorInfo]) -> NodeFacts | None:
     source, result = infos.get(_name(node.inputs)), infos.get(_name(node.outputs))
     if source is None or result is None or result.dtype != ir.DataType.FLOAT:
         return None
+    if is_op(node, "DeformConv"):
+        return None  # what sampling takes is no feature of the model
     weight: Shape = ()
     if is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul"):
         array = constant(node.inputs[1])

@@ -24,14 +24,20 @@ from graphopt.graph.scope import (
 
 Array = np.ndarray[Any, Any]
 
+CONV_OPS = ("Conv", "ConvTranspose", "DeformConv")
+"""What a ConvView is of."""
+
 
 @dataclass(frozen=True)
 class ConvView:
-    """A Conv or ConvTranspose with constant weights (https://onnx.ai/onnx/operators/onnx__Conv.html).
+    """A Conv, ConvTranspose or DeformConv with constant weights.
 
-    weight: Conv [O, C/g, *kernel]; ConvTranspose [C, O/g, *kernel]. bias: [O] or None.
+    weight: [O, C/g, *kernel]; of a ConvTranspose [C, O/g, *kernel]. bias: [O] or None.
     pads: ONNX order, all begins then all ends; None while `auto_pad` (or a ConvTranspose's
-    `output_shape`) asks for the input's size. output_padding: zeros for a Conv.
+    `output_shape`) asks for the input's size. output_padding: zeros but for a ConvTranspose.
+    offset_group: parts of the input channels of a DeformConv that are sampled each at positions of
+    its own; 0 for the others, which sample nothing.
+    Source: https://onnx.ai/onnx/operators/onnx__Conv.html, .../onnx__DeformConv.html
     """
 
     node: ir.Node
@@ -44,6 +50,7 @@ class ConvView:
     group: int
     transposed: bool
     output_padding: tuple[int, ...]
+    offset_group: int = 0
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -62,13 +69,14 @@ class ConvView:
 
     @classmethod
     def of(cls, node: ir.Node, scope: Scope) -> ConvView | str:
-        """The view of a Conv or ConvTranspose node, or why there is none."""
+        """The view of a Conv, ConvTranspose or DeformConv node, or why there is none."""
         weight = _weight(node, 1)
         if isinstance(weight, str):
             return weight
         bias: Array | None = None
-        if len(node.inputs) > 2 and node.inputs[2] is not None:
-            found = _weight(node, 2, "bias")
+        at = bias_index(node)
+        if len(node.inputs) > at and node.inputs[at] is not None:
+            found = _weight(node, at, "bias")
             if isinstance(found, str):
                 return found
             bias = found
@@ -95,7 +103,30 @@ class ConvView:
             group=attribute_int(node, "group", 1),
             transposed=transposed,
             output_padding=attribute_ints(node, "output_padding") or (0,) * spatial,
+            offset_group=attribute_int(node, "offset_group", 1) if deforms(node) else 0,
         )
+
+
+def deforms(node: ir.Node | None) -> bool:
+    """Whether a node is a convolution that samples its input at positions computed at run time."""
+    return is_op(node, "DeformConv")
+
+
+def bias_index(node: ir.Node) -> int:
+    """Which input of a linear operator is its bias: a DeformConv reads its offsets before it."""
+    return 3 if deforms(node) else 2
+
+
+def with_weights(
+    node: ir.Node, source: ir.Value | None, weight: ir.Value | None, bias: ir.Value | None
+) -> list[ir.Value | None]:
+    """The inputs of a linear operator with these in their places, and what else it reads."""
+    inputs, at = [source, weight, *node.inputs[2:]], bias_index(node)
+    inputs += [None] * (at + 1 - len(inputs))
+    inputs[at] = bias
+    while inputs[-1] is None:
+        inputs.pop()
+    return inputs
 
 
 @dataclass(frozen=True)

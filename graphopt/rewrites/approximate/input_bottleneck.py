@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import lcm
 
-import numpy as np
-
-from graphopt.factorize.leading import LeadingFactors, mixing
+from graphopt.factorize.grouped_mixing import grouped_mixing, multiplied
+from graphopt.factorize.leading import LeadingFactors
 from graphopt.factorize.moments import Moments
 from graphopt.factorize.polish import polish_mixing
 from graphopt.rewrites.approximate.layer import Layer
@@ -30,7 +30,9 @@ class InputBottleneck(Scheme):
         W[o, c, u] ~ sum_r B[o, r, u] A[r, c]
 
     GoogLeNet's reducer (Szegedy et al. 2015). Strides, dilations and pads stay on the k x k
-    convolution, so borders are exact. Grouped convolutions are factored per group.
+    convolution, so borders are exact. Grouped convolutions are factored per group. What a DeformConv
+    samples together is mixed before it, which commutes: per offset group, and not where groups and
+    offset groups overlap in part.
     Declines for 1x1 kernels.
     """
 
@@ -40,52 +42,71 @@ class InputBottleneck(Scheme):
         """Convolutions with a kernel larger than one."""
         if layer.taps == 1:
             return "no kernel larger than 1x1 to put behind the bottleneck"
-        return None
+        return mixes(layer)
 
     def decompose(
         self, layer: Layer, targets: Sequence[Array], moments: Sequence[Moments], block: int
     ) -> Decomposition:
         """All ranks from one decomposition per group."""
         cube = (layer.outputs, layer.inputs, layer.taps)
-        posed = [(t.reshape(cube), m.gram) for t, m in zip(targets, moments, strict=True)]
-        fits = [mixing(*problem) for problem in posed]
+        made = [
+            grouped_mixing(t.reshape(cube), m.gram, layer.apart)
+            for t, m in zip(targets, moments, strict=True)
+        ]
 
         def rows(ranks: Ranks) -> tuple[Row, ...]:
             (rank,) = ranks
             point = (1,) * len(layer.kernel)
-            first = StageShape(rank, layer.inputs, point, nothing(layer))
+            first = StageShape(rank, layer.inputs, point, nothing(layer), group=layer.apart)
             return ((first, StageShape(layer.outputs, rank, layer.kernel, all_of_it(layer))),)
 
         def factored(ranks: Ranks, parts: Sequence[LeadingFactors]) -> Factored:
             point = (1,) * len(layer.kernel)
+            firsts = [one.first(p.first) for one, p in zip(made, parts, strict=True)]
+            seconds = [one.second(p.second) for one, p in zip(made, parts, strict=True)]
             return Factored(
                 rows(ranks),
                 (
                     (
-                        tuple(p.first.reshape(*p.first.shape, *point) for p in parts),
-                        tuple(p.second.reshape(*p.second.shape[:2], *layer.kernel) for p in parts),
+                        tuple(a.reshape(*a.shape, *point) for a in firsts),
+                        tuple(b.reshape(*b.shape[:2], *layer.kernel) for b in seconds),
                     ),
                 ),
                 tuple(
-                    np.einsum("ork,rj->ojk", p.second, p.first).reshape(layer.outputs, -1)
-                    for p in parts
+                    multiplied(a, b, layer.apart).reshape(layer.outputs, -1)
+                    for a, b in zip(firsts, seconds, strict=True)
                 ),
             )
 
         def polished(ranks: Ranks) -> Factored:
-            found = [
-                polish_mixing(fit, ranks[0], *problem)
-                for fit, problem in zip(fits, posed, strict=True)
-            ]
+            each = ranks[0] // layer.apart
+            found = [polish_mixing(one.fit, each, one.weight, one.gram) for one in made]
             return factored(ranks, [p.factors for p in found])
 
+        def plain(ranks: Ranks) -> Factored:
+            return factored(ranks, [one.fit.factors(ranks[0] // layer.apart) for one in made])
+
         return Decomposition(
-            offered=tuple(
-                (rank,)
-                for rank in multiples(min(layer.inputs - 1, layer.outputs * layer.taps), block)
-            ),
+            offered=tuple((rank,) for rank in input_ranks(layer, block)),
             rows=rows,
-            missed=lambda ranks: float(sum(fit.missed[ranks[0]] for fit in fits)),
-            factors=lambda ranks: factored(ranks, [fit.factors(ranks[0]) for fit in fits]),
+            missed=lambda ranks: float(
+                sum(one.fit.missed[ranks[0] // layer.apart] for one in made)
+            ),
+            factors=plain,
             polished=polished,
         )
+
+
+def mixes(layer: Layer) -> str | None:
+    """None if a pointwise convolution before a layer may mix its inputs, else why not."""
+    if layer.apart == 0:
+        return "deformable, and its groups overlap with parts of its offset groups"
+    if layer.apart == layer.inputs > 1:
+        return "deformable: every input channel is sampled at positions of its own"
+    return None
+
+
+def input_ranks(layer: Layer, block: int, most: int = 16) -> tuple[int, ...]:
+    """Ranks worth considering for a bottleneck before a layer, the same for all parts of a group."""
+    limit = min(layer.inputs - layer.apart, layer.apart * layer.outputs * layer.taps)
+    return multiples(limit, lcm(block, layer.apart), most)

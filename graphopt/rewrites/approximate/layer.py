@@ -1,4 +1,4 @@
-"""A layer that can be factored: a convolution, a transposed one, or a fully connected layer."""
+"""A layer that can be factored: a convolution, transposed or deformable, or a fully connected one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.constants import is_splat
+from graphopt.graph.edit import is_approximate
 from graphopt.graph.scope import Scope, attribute_ints, is_op
-from graphopt.graph.views import ConvView, LinearView
+from graphopt.graph.views import CONV_OPS, ConvView, LinearView
 
 Array = np.ndarray[Any, Any]
 
@@ -20,7 +21,7 @@ _WIDEST_TRANSPOSED = 9216
 
 @dataclass(frozen=True)
 class Layer:
-    """A Conv, a ConvTranspose, or a Gemm/MatMul of rank 2, with constant weights.
+    """A Conv, ConvTranspose or DeformConv, or a Gemm/MatMul of rank 2, with constant weights.
 
     weight: [O, C/g, *kernel] (fully connected: [O, C], no kernel). bias: [O] or None.
     input_size: spatial size for the bound input. pads: begins, then ends.
@@ -30,6 +31,12 @@ class Layer:
     x[c, (q + p - d u) / s], where terms with a fraction are none: linear in a patch of the input, so
     that moments, metrics and factors are those of a convolution. Source: Dumoulin & Visin 2016, "A
     guide to convolution arithmetic for deep learning", section 4 (zeros inserted between inputs).
+
+    A deformable one answers y[o, q] = b[o] + sum_cu W[o, c, u] m[u, q] x[c, s q + d u - p + offset[u, q]],
+    x interpolated linearly. Offsets and mask m are values of the graph that its sampling stage goes on
+    reading; they are the same for all channels of an offset group (one of `offset_group` parts; 0: not
+    deformable). So W multiplies a patch again, a sampled one, and mixing the channels of one offset
+    group commutes with sampling: A x sampled is A times x sampled, outside of x as well.
     """
 
     node: ir.Node
@@ -42,6 +49,7 @@ class Layer:
     input_size: tuple[int, ...]
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
+    offset_group: int = 0
 
     @property
     def name(self) -> str:
@@ -73,6 +81,22 @@ class Layer:
         """Output positions per position of the input, over the strides of a transposed layer."""
         return int(np.prod(self.strides, dtype=int)) if self.transposed else 1
 
+    @property
+    def deformable(self) -> bool:
+        """Whether it samples its input at positions computed at run time."""
+        return self.offset_group > 0
+
+    @property
+    def apart(self) -> int:
+        """Equal parts of a group's inputs that are sampled at different positions.
+
+        Channels of two parts must not be mixed before the layer. 0: a group shares offsets with a
+        part of another one, so its own parts are not equal.
+        """
+        if self.offset_group <= self.group:
+            return 1 if not self.deformable or self.group % self.offset_group == 0 else 0
+        return 0 if self.offset_group % self.group else self.offset_group // self.group
+
     def groups(self) -> list[Array]:
         """The weight of every group, [O/g, C/g, *kernel], float64."""
         return np.split(np.asarray(self.weight, np.float64), self.group)
@@ -81,7 +105,7 @@ class Layer:
     def of(cls, node: ir.Node, scope: Scope) -> Layer | str | None:
         """The layer at a node, why it cannot be factored, or None if it is no layer at all."""
         found: Layer | str | None
-        if is_op(node, "Conv", "ConvTranspose"):
+        if is_op(node, *CONV_OPS):
             found = _conv(node, scope)
         elif is_op(node, "Gemm", "MatMul"):
             found = _linear(node, scope)
@@ -125,10 +149,12 @@ class Carries:
 def _usable(layer: Layer) -> Layer | str:
     if is_splat(layer.weight):
         return "the weight is one repeated number, generated at run time"
-    if layer.node.metadata_props.get("graphopt.kind") == "approximate":
+    if is_approximate(layer.node):
         return "already factored by graphopt"
     if layer.weight.dtype not in (np.float32, np.float64, np.float16):
         return f"weights of type {layer.weight.dtype}"
+    if layer.deformable and layer.weight.dtype == np.float64:
+        return "deformable and float64: onnxruntime has no 1x1 convolution of that type"
     if layer.group > 1 and layer.inputs == 1:
         return "depthwise: one input channel a group"
     if layer.transposed and layer.inputs * layer.taps > _WIDEST_TRANSPOSED:
@@ -167,6 +193,7 @@ def _conv(node: ir.Node, scope: Scope) -> Layer | str:
         shape[2:],
         conv.transposed,
         conv.output_padding,
+        conv.offset_group,
     )
 
 

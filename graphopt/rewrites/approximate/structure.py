@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import onnx_ir as ir
 
 from graphopt.graph.edit import Edit
 from graphopt.graph.scope import Scope
+from graphopt.graph.views import with_weights
 from graphopt.rewrites.approximate.layer import Carries, Layer, swapped
 
 Array = np.ndarray[Any, Any]
@@ -94,8 +96,40 @@ def scatters(layer: Layer, stage: StageShape) -> bool:
     return layer.transposed and any(stage.carries.strides)
 
 
+def samples(layer: Layer, stage: StageShape) -> bool:
+    """Whether a stage is a DeformConv: the pointwise ones of a deformable layer are not."""
+    return layer.deformable and any(stage.carries.strides)
+
+
+def _expressible(layer: Layer, row: Row) -> bool:
+    """Whether a row computes what its composite says, if the layer is deformable.
+
+    Offsets move a whole kernel, not the factors of one, and what is sampled at different positions
+    must not be mixed before.
+    """
+    if not layer.deformable:
+        return True
+    index = next((i for i, stage in enumerate(row) if samples(layer, stage)), None)
+    if index is None:
+        return False
+    before, sampling, after = row[:index], row[index], row[index + 1 :]
+    yes = (True,) * len(layer.kernel)
+    return (
+        sampling.kernel == layer.kernel
+        and sampling.carries == Carries(yes, yes)
+        and not any(samples(layer, stage) for stage in after)
+        and all(set(stage.kernel) == {1} for stage in (*before, *after))
+        and all(layer.apart > 0 and stage.group % layer.apart == 0 for stage in before)
+    )
+
+
 def cost(layer: Layer, rows: Sequence[Row]) -> tuple[float, float]:
-    """(MACs, parameters) of the rows over those of the layer."""
+    """(MACs, parameters) of the rows over those of the layer.
+
+    Sampling is not counted. Infinite where the rows are no replacement for a deformable layer.
+    """
+    if not all(_expressible(layer, row) for row in rows):
+        return math.inf, math.inf
     macs = parameters = 0
     for row in rows:
         size = layer.input_size
@@ -130,7 +164,7 @@ def put(
             ends = last and number == len(factored.rows) - 1
             tag = f"{hint}_{number}{index}" if len(factored.rows) > 1 else f"{hint}_{index}"
             value = _stage(
-                change, layer, stage, value, parts, bias if ends else None, tag,
+                change, layer, stage, node, value, parts, bias if ends else None, tag,
                 node.name if ends and total is None else None,
             )  # fmt: skip
         total = value if total is None else change.node("Add", [total, value], hint=hint)
@@ -142,6 +176,7 @@ def _stage(
     change: Edit,
     layer: Layer,
     stage: StageShape,
+    node: ir.Node,
     value: ir.Value | None,
     parts: Sequence[Array],
     bias: Array | None,
@@ -153,9 +188,13 @@ def _stage(
         weight = np.ascontiguousarray(weight.T)
     elif scatters(layer, stage):
         weight = swapped(weight, layer.group)
-    operands = [value, change.constant(weight, f"{hint}_weight")]
+    stored, added = change.constant(weight, f"{hint}_weight"), None
     if bias is not None:
-        operands.append(change.constant(bias.astype(layer.weight.dtype), f"{hint}_bias"))
+        added = change.constant(bias.astype(layer.weight.dtype), f"{hint}_bias")
+    if samples(layer, stage):
+        operands = with_weights(node, value, stored, added)
+        return change.node("DeformConv", operands, _attributes(layer, stage), hint=hint, name=name)
+    operands = [value, stored] if added is None else [value, stored, added]
     if not layer.kernel:
         op_type = "MatMul" if bias is None else "Gemm"
         return change.node(op_type, operands, hint=hint, name=name)
@@ -182,4 +221,6 @@ def _attributes(layer: Layer, stage: StageShape) -> dict[str, Any]:
         attributes["pads"] = pads
     if layer.group * stage.group != 1:
         attributes["group"] = layer.group * stage.group
+    if samples(layer, stage) and layer.offset_group != 1:
+        attributes["offset_group"] = layer.offset_group
     return attributes

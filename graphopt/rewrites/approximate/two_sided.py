@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
-
-from graphopt.factorize.leading import mixing
+from graphopt.factorize.grouped_mixing import grouped_mixing, multiplied
 from graphopt.factorize.moments import Moments
 from graphopt.factorize.reduced_rank import TwoSidedFit, two_sided
+from graphopt.rewrites.approximate.input_bottleneck import input_ranks, mixes
 from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.approximate.scheme import (
     Array,
@@ -31,7 +30,7 @@ class TwoSided(Scheme):
         W[o, c, u] ~ sum_rs U[o, s] K[s, r, u] A[r, c]
 
     Strides, dilations and pads stay on the k x k convolution. Kim et al. 2016.
-    Declines for 1x1 kernels.
+    Declines for 1x1 kernels, and for a DeformConv where `input-bottleneck` does.
     """
 
     name = "two-sided"
@@ -41,25 +40,28 @@ class TwoSided(Scheme):
         """Convolutions with a kernel larger than one."""
         if layer.taps == 1:
             return "no kernel larger than 1x1 to put between the bottlenecks"
-        return None
+        return mixes(layer)
 
     def decompose(
         self, layer: Layer, targets: Sequence[Array], moments: Sequence[Moments], block: int
     ) -> Decomposition:
         """Input ranks from one decomposition, output ranks from one eigenproblem each."""
         cube = (layer.outputs, layer.inputs, layer.taps)
-        bases = [mixing(t.reshape(cube), m.gram) for t, m in zip(targets, moments, strict=True)]
+        bases = [
+            grouped_mixing(t.reshape(cube), m.gram, layer.apart)
+            for t, m in zip(targets, moments, strict=True)
+        ]
         point = (1,) * len(layer.kernel)
 
         @cache
         def fits(inner: int) -> list[TwoSidedFit]:
-            return [two_sided(base, inner) for base in bases]
+            return [two_sided(base.fit, inner // layer.apart) for base in bases]
 
         def rows(ranks: Ranks) -> tuple[Row, ...]:
             inner, outer = ranks
             return (
                 (
-                    StageShape(inner, layer.inputs, point, nothing(layer)),
+                    StageShape(inner, layer.inputs, point, nothing(layer), group=layer.apart),
                     StageShape(outer, inner, layer.kernel, all_of_it(layer)),
                     StageShape(layer.outputs, outer, point, nothing(layer)),
                 ),
@@ -67,23 +69,24 @@ class TwoSided(Scheme):
 
         def factors(ranks: Ranks) -> Factored:
             inner, outer = ranks
-            parts = [fit.factors(outer) for fit in fits(inner)]
+            parts = [
+                (base.first(a), base.second(k), u)
+                for base, fit in zip(bases, fits(inner), strict=True)
+                for a, k, u in [fit.factors(outer)]
+            ]
             return Factored(
                 rows(ranks),
                 (
                     (
-                        tuple(a.reshape(inner, layer.inputs, *point) for a, _, _ in parts),
+                        tuple(a.reshape(*a.shape, *point) for a, _, _ in parts),
                         tuple(k.reshape(outer, inner, *layer.kernel) for _, k, _ in parts),
                         tuple(u.reshape(layer.outputs, outer, *point) for _, _, u in parts),
                     ),
                 ),
-                tuple(
-                    np.einsum("os,srk,rj->ojk", u, k, a, optimize=True).reshape(layer.outputs, -1)
-                    for a, k, u in parts
-                ),
+                tuple(u @ multiplied(a, k, layer.apart).reshape(outer, -1) for a, k, u in parts),
             )
 
-        inner_ranks = multiples(min(layer.inputs - 1, layer.outputs * layer.taps), block, most=8)
+        inner_ranks = input_ranks(layer, block, most=8)
         outer_ranks = multiples(layer.outputs - 1, block, most=8)
         return Decomposition(
             offered=tuple((i, o) for i in inner_ranks for o in outer_ranks),

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graphopt.graph.constants import constant, is_overridable, is_splat
 from graphopt.graph.edit import Edit
 from graphopt.graph.scope import Scope, is_op
+from graphopt.graph.views import bias_index, with_weights
 from graphopt.rewrites.base import ExactRewrite, Finding, Proposal
 
 _FIRST_GEMM_WITHOUT = 11
@@ -20,7 +21,7 @@ _FIRST_GEMM_WITHOUT = 11
 
 @dataclass(frozen=True)
 class DropZeroBias(ExactRewrite):
-    """Conv | ConvTranspose | Gemm (x, w, 0)  ==>  Conv | ConvTranspose | Gemm (x, w).
+    """Conv | ConvTranspose | DeformConv | Gemm (x, w, 0)  ==>  the same operator (x, w).
 
         W x + 0 = W x
 
@@ -35,9 +36,10 @@ class DropZeroBias(ExactRewrite):
     def propose(self, scope: Scope) -> Iterator[Finding]:
         """One finding per operator whose bias is zero everywhere."""
         for node in scope.graph:
-            if not is_op(node, "Conv", "ConvTranspose", "Gemm") or len(node.inputs) < 3:
+            if not is_op(node, "Conv", "ConvTranspose", "DeformConv", "Gemm"):
                 continue
-            bias = node.inputs[2]
+            at = bias_index(node)
+            bias = node.inputs[at] if len(node.inputs) > at else None
             if bias is None:
                 continue
             if is_overridable(bias):
@@ -55,7 +57,8 @@ class DropZeroBias(ExactRewrite):
     def _edit(self, scope: Scope, node: ir.Node) -> Callable[[], None]:
         def edit() -> None:
             change = Edit(scope, self.name, self.kind)
-            change.commit((node,), {node.outputs[0]: change.like(node, node.inputs[:2])})
+            inputs = with_weights(node, node.inputs[0], node.inputs[1], None)
+            change.commit((node,), {node.outputs[0]: change.like(node, inputs)})
 
         return edit
 

@@ -78,12 +78,13 @@ def channel_vector(array: Array, channels: int, axis: int, rank: int) -> Array |
 
 @dataclass(frozen=True)
 class FuseConvAffine(ExactRewrite):
-    """Conv | ConvTranspose | Gemm | MatMul -> Mul | Div | Add | Sub  ==>  the operator alone.
+    """A linear operator -> Mul | Div | Add | Sub  ==>  the operator alone.
 
         W' = s * W          b' = s * b + t
 
     The unfolded form of BatchNormalization, biases written as Add, MatMul + Add -> Gemm. The
-    constant may be a scalar or vary along the channel axis, on either side.
+    constant may be a scalar or vary along the channel axis, on either side. The operator is a Conv,
+    ConvTranspose, DeformConv, Gemm or MatMul.
     Declines when the constant varies along another axis or widens the result, when the operator's
     output is used elsewhere, when the weight is not constant.
     """

@@ -27,8 +27,9 @@ class FuseAffineBefore(ExactRewrite):
     s and t run over the input channels (for Gemm and MatMul: the contracted axis) or are scalars,
     on either side; so (x - mean) / std goes into the first convolution. What pads the operator's
     input is zero and stays zero under a factor, but nothing is added to it, so t passes only an
-    operator that does not pad; a transposed convolution only if it is 1x1; a MatMul of rank 2, which
-    becomes a Gemm. Where t cannot pass but a Mul or Div stands before the Add or Sub, that one goes:
+    operator that does not pad; a transposed convolution only if it is 1x1; a deformable one, which
+    may sample outside, never; a MatMul of rank 2, which becomes a Gemm. Where t cannot pass but a
+    Mul or Div stands before the Add or Sub, that one goes:
 
         W (s x + t)  =  (W s) (x + t / s)
 

@@ -13,11 +13,12 @@ from graphopt.rewrites.exact.output_affine import LINEAR_OPS, LinearTarget, fold
 
 @dataclass(frozen=True)
 class FuseConvBatchNorm(ExactRewrite):
-    """Conv | ConvTranspose | Gemm | MatMul -> BatchNormalization  ==>  the operator alone.
+    """A linear operator -> BatchNormalization  ==>  the operator alone.
 
         W' = W * g / sqrt(v + eps)          b' = (b - m) * g / sqrt(v + eps) + beta
 
-    1-D to 3-D, grouped, with or without bias. A weight that another node shares is copied.
+    For Conv, ConvTranspose, DeformConv, Gemm and MatMul; 1-D to 3-D, grouped, with or without bias. A
+    weight that another node shares is copied.
     Declines when the operator's output is used elsewhere or is a graph output, when a weight or a
     statistic is not constant, in training mode, with spatial=0, and for a MatMul of rank above 2
     (whose channels are not the normalized axis).

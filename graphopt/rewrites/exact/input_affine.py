@@ -13,18 +13,18 @@ from graphopt.factorize.affine import compact, fits, is_uniform, scale_axis
 from graphopt.graph.constants import constant, is_splat
 from graphopt.graph.edit import Edit
 from graphopt.graph.scope import Scope, attribute_float, attribute_int, is_op
-from graphopt.graph.views import ConvView, LinearView
+from graphopt.graph.views import CONV_OPS, ConvView, LinearView
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class LinearInput:
-    """A Conv, ConvTranspose, Gemm or MatMul into which an affine map of its input can go.
+    """A convolution, Gemm or MatMul into which an affine map of its input can go.
 
-    weight: as stored: Conv [O, C/g, *kernel]; ConvTranspose [C, O/g, *kernel]; MatMul, Gemm [C, O]
-    or, transposed, [O, C]; `weight_axis` runs over the inputs. factor: what a Gemm multiplies its
-    weight by. bias: [O] or None. channels: C. channel_axis, rank: of the input.
+    weight: as stored: Conv, DeformConv [O, C/g, *kernel]; ConvTranspose [C, O/g, *kernel]; MatMul,
+    Gemm [C, O] or, transposed, [O, C]; `weight_axis` runs over the inputs. factor: what a Gemm
+    multiplies its weight by. bias: [O] or None. channels: C. channel_axis, rank: of the input.
     obstacle: why a number added to the input is no bias; None if it is one.
     """
 
@@ -42,7 +42,7 @@ class LinearInput:
     @classmethod
     def of(cls, node: ir.Node, scope: Scope) -> LinearInput | str:
         """The operator at a node, or why there is none."""
-        if is_op(node, "Conv", "ConvTranspose"):
+        if is_op(node, *CONV_OPS):
             conv = ConvView.of(node, scope)
             if isinstance(conv, str):
                 return conv
@@ -158,6 +158,8 @@ def _flat(weights: Array) -> Array:
 
 def _border(conv: ConvView) -> str | None:
     """Why a number added to the input of a convolution is no bias."""
+    if conv.offset_group:
+        return "it samples its input, and outside of it zeros, to which nothing is added"
     if conv.pads is None:
         return "how far it pads depends on the size of its input"
     if not conv.transposed:

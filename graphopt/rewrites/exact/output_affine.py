@@ -13,19 +13,19 @@ from graphopt.factorize.affine import compact, fits, fold_bias, is_uniform, scal
 from graphopt.graph.constants import stored
 from graphopt.graph.edit import Edit
 from graphopt.graph.scope import Scope, is_op
-from graphopt.graph.views import ConvView, LinearView
+from graphopt.graph.views import CONV_OPS, ConvView, LinearView, with_weights
 
 Array = np.ndarray[Any, Any]
 
 _NEGLIGIBLE_BYTES = 1 << 18
 """A file may grow by so much for an operator less."""
 
-LINEAR_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LINEAR_OPS = (*CONV_OPS, "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
 class LinearTarget:
-    """A Conv, ConvTranspose, Gemm or MatMul into which an affine map of its output can go.
+    """A convolution, Gemm or MatMul into which an affine map of its output can go.
 
     weight_axis: the axis of `weight` that runs over output channels. channel_axis: the axis of the
     output that does (1 for convolutions, -1 for Gemm and MatMul). rank: of the output, if known.
@@ -42,7 +42,7 @@ class LinearTarget:
     @classmethod
     def of(cls, node: ir.Node, scope: Scope) -> LinearTarget | str:
         """The target at a node, or why there is none."""
-        if is_op(node, "Conv", "ConvTranspose"):
+        if is_op(node, *CONV_OPS):
             conv = ConvView.of(node, scope)
             if isinstance(conv, str):
                 return conv
@@ -63,7 +63,7 @@ class LinearTarget:
 
     def scaled(self, scale: Array) -> Array:
         """The weight with every output channel multiplied by its scale [channels]."""
-        if is_op(self.node, "Conv"):
+        if is_op(self.node, "Conv", "DeformConv"):
             return scale_axis(self.weight, scale, 0)
         if not is_op(self.node, "ConvTranspose") or self.group == 1:
             return scale_axis(self.weight, scale, 1)
@@ -107,12 +107,12 @@ def fold_into(
         node = target.node
         hint = node.outputs[0].name or node.op_type
         scaled = not np.all(full_scale == 1.0) or is_op(node, "Gemm")
-        operands = [
+        operands = with_weights(
+            node,
             node.inputs[0],
             change.constant(weight, f"{hint}_weight") if scaled else node.inputs[1],
-        ]
-        if bias is not None:
-            operands.append(change.constant(bias, f"{hint}_bias"))
+            None if bias is None else change.constant(bias, f"{hint}_bias"),
+        )
         if is_op(node, "Gemm") or (is_op(node, "MatMul") and bias is not None):
             new = change.node("Gemm", operands, hint=hint, name=node.name)
         else:

@@ -19,6 +19,7 @@ from graphopt.graph.shapes import infer
 from graphopt.planning.choices import with_candidates
 from graphopt.planning.workshop import Candidate, Realised, Workshop, identity_moments
 from graphopt.rewrites.approximate.decoupled import Decoupled
+from graphopt.rewrites.approximate.decoupled_pointwise_first import DecoupledPointwiseFirst
 from graphopt.rewrites.approximate.input_bottleneck import InputBottleneck
 from graphopt.rewrites.approximate.kernel_chain import KernelChain
 from graphopt.rewrites.approximate.layer import Layer, swapped
@@ -238,6 +239,7 @@ CASES = {
     "pair": (KernelChain(), (5, 5), (4,)),
     "chain": (KernelChain(), (7, 7), (4,)),
     "decoupled": (Decoupled(), (3, 3), (2,)),
+    "decoupled-pointwise-first": (DecoupledPointwiseFirst(), (3, 3), (2,)),
 }
 """(scheme, kernel, ranks): every scheme on a two-dimensional kernel."""
 

@@ -11,12 +11,15 @@ from graphopt.factorize.moments import Moments
 from graphopt.planning.workshop import WORTHWHILE_MACS_RATIO, Workshop, identity_moments
 from graphopt.rewrites import APPROXIMATE
 from graphopt.rewrites.approximate.decoupled import Decoupled
+from graphopt.rewrites.approximate.decoupled_pointwise_first import DecoupledPointwiseFirst
 from graphopt.rewrites.approximate.input_bottleneck import InputBottleneck
 from graphopt.rewrites.approximate.kernel_chain import KernelChain
 from graphopt.rewrites.approximate.output_bottleneck import OutputBottleneck
 from graphopt.rewrites.approximate.scheme import multiples
 from graphopt.rewrites.approximate.spatial import Spatial
 from graphopt.rewrites.approximate.two_sided import TwoSided
+
+DECOUPLED = ("decoupled", "decoupled-pointwise-first")
 
 QUICK = tuple(KernelChain(shares=(0.5,)) if s.iterative else s for s in APPROXIMATE)
 
@@ -106,11 +109,11 @@ def test_the_menu_tells_the_truth(kit, kernel, group, block, geometry):
     model = kit.Model(weight, (13, 14), bias=False, group=group, **geometry)
     offered, _ = menu_of(kit, model, block)
     expected = {s.name for s in QUICK if kernel == (5, 5) or not s.iterative}
-    assert expected - {c.rewrite for c in offered} <= {"decoupled", "spatial-transposed"}
+    assert expected - {c.rewrite for c in offered} <= {*DECOUPLED, "spatial-transposed"}
     scope, before = model.scope(), kit.counted(model.proto())
     for candidate in offered:
         assert candidate.macs_ratio < WORTHWHILE_MACS_RATIO
-        if candidate.rewrite != "decoupled":
+        if candidate.rewrite not in DECOUPLED:
             assert all(rank % block == 0 and rank > 0 for rank in candidate.ranks)
         assert tuple(candidate.options.values()) == candidate.ranks
         realised = candidate.realised
@@ -185,7 +188,7 @@ def test_costs_of_other_layers(kit, kernel, size, geometry):
     scope, before = model.scope(), kit.counted(model.proto())
     schemes = {"output-bottleneck"}
     if len(kernel) in (1, 3):
-        schemes |= {"input-bottleneck", "two-sided", "decoupled"}
+        schemes |= {"input-bottleneck", "two-sided", *DECOUPLED}
     assert {candidate.rewrite for candidate in offered} == schemes
     for candidate in offered:
         after = kit.counted(kit.rewritten(scope, candidate.realised))
@@ -224,6 +227,7 @@ def applies(kernel, outputs=8):
         "input-bottleneck": np.prod(kernel) > 1,
         "two-sided": np.prod(kernel) > 1,
         "decoupled": np.prod(kernel) > 1,
+        "decoupled-pointwise-first": np.prod(kernel) > 1,
         "spatial": len(kernel) == 2 and min(kernel) > 1,
         "spatial-transposed": len(kernel) == 2 and min(kernel) > 1,
         "kernel-pair": kernel in ((5, 5), (7, 7)),
@@ -286,8 +290,23 @@ def test_errors_of_float16_groups_are_weighed_in_float64(kit, scale):
         assert other.error == pytest.approx(one.error, rel=1e-2)
 
 
-def test_decoupled_offers_fewer_terms_than_taps(kit):
+@pytest.mark.parametrize("scheme", [Decoupled(), DecoupledPointwiseFirst()])
+def test_decoupled_offers_fewer_terms_than_taps(kit, scheme):
     weight = np.random.default_rng(0).standard_normal((16, 8, 3)).astype(np.float32)
     layer = kit.Model(weight, (9,)).layer()
-    made = Decoupled().decompose(layer, [weight.reshape(16, -1)], identity_moments(layer), 8)
+    made = scheme.decompose(layer, [weight.reshape(16, -1)], identity_moments(layer), 8)
     assert made.offered == ((1,), (2,))
+
+
+@pytest.mark.parametrize(("scheme", "terms"), [(Decoupled(), 4), (DecoupledPointwiseFirst(), 3)])
+def test_decoupled_at_full_rank_is_the_layer(kit, scheme, terms):
+    """As many terms as taps; or as input channels, which are fewer here."""
+    weight = np.random.default_rng(0).standard_normal((16, 3, 2, 2)).astype(np.float32)
+    model = kit.Model(weight, (9, 9), pads=(1, 0, 0, 1))
+    layer = model.layer()
+    full = kit.candidate(layer, scheme, (terms,), kit.moments_of(layer))
+    less = kit.candidate(layer, scheme, (terms - 1,), kit.moments_of(layer))
+    same, other = (kit.distance(weight.reshape(16, -1), c.realised.factored.composite[0])
+                   for c in (full, less))  # fmt: skip
+    assert same < 1e-5
+    assert other > 0.01

@@ -7,6 +7,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from graphopt.rewrites.approximate.decoupled import Decoupled
+from graphopt.rewrites.approximate.decoupled_pointwise_first import DecoupledPointwiseFirst
 from graphopt.rewrites.approximate.input_bottleneck import InputBottleneck
 from graphopt.rewrites.approximate.output_bottleneck import OutputBottleneck
 from graphopt.rewrites.approximate.two_sided import TwoSided
@@ -16,6 +17,7 @@ ANY_DIMENSION = {
     "output-bottleneck": (OutputBottleneck(), (4,)),
     "two-sided": (TwoSided(), (4, 8)),
     "decoupled": (Decoupled(), (2,)),
+    "decoupled-pointwise-first": (DecoupledPointwiseFirst(), (2,)),
 }
 
 

@@ -8,7 +8,15 @@ import pytest
 from graphopt.factorize.weighting import Weighting
 from graphopt.planning.workshop import Workshop
 
-POLISHED = ("input-bottleneck", "spatial", "spatial-transposed", "decoupled")
+POLISHED = (
+    "input-bottleneck",
+    "spatial",
+    "spatial-transposed",
+    "decoupled",
+    "decoupled-pointwise-first",
+)
+SEPARATE = "decoupled-pointwise-first"
+"""Has nothing that could take in a metric of the outputs."""
 
 
 @pytest.fixture(params=POLISHED)
@@ -68,6 +76,8 @@ def test_refitting_polishes_only_when_told(polishable):
 
 def test_it_is_better_in_the_metric_of_the_outputs(polishable):
     _, candidate, moments = polishable
+    if candidate.rewrite == SEPARATE:
+        pytest.skip("fits every output on its own")
     layer = candidate.layer
     rng = np.random.default_rng(1)
     roots = [rng.standard_normal((12, 12)) * np.geomspace(1, 0.05, 12) for _ in range(2)]
