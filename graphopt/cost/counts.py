@@ -1,9 +1,15 @@
 """Counting what a model costs: multiply-accumulates, parameters, bytes, nodes.
 
+The one definition that `audit`, the report and the planner share.
+
 MACs count convolutions and matrix products only (the convention of the literature: one
-multiplication and one addition are one MAC); normalization and activations count as nothing.
-Parameters are the elements of constant tensors of float or 8-bit and smaller integer type; shape
-vectors and indices are no parameters, but their bytes count.
+multiplication and one addition are one MAC); normalization and activations count as nothing, nor
+do the additions of a bias or the sampling of a deformable convolution. Padding is counted like any
+other input.
+Parameters are the elements of constant tensors of float or 8-bit and smaller integer type: weights,
+biases, the four vectors of a batch normalization. Papers mostly print the weights alone; a
+convolution's bias is O more. Shape vectors and indices are no parameters, but their bytes count. A
+tensor that two nodes share is counted once in a model, and with each of them in a list of layers.
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-from graphopt.graph.constants import constant
+from graphopt.graph.constants import constant, stored
 from graphopt.graph.scope import attribute_int, graphs, is_op
 from graphopt.graph.shapes import TensorInfo
 
@@ -84,6 +90,21 @@ def tensors(model: ir.Model) -> Iterator[tuple[ir.Value | ir.Node, ir.TensorProt
 def parameters(tensor: ir.TensorProtocol) -> int:
     """Elements of a tensor that count as parameters."""
     return 0 if tensor.dtype in _NO_PARAMETER else int(tensor.size)
+
+
+def node_parameters(node: ir.Node) -> int:
+    """Parameters that one node reads: its weight, its bias."""
+    arrays = (constant(value) for value in node.inputs)
+    return sum(
+        array.size
+        for array in arrays
+        if array is not None and ir.DataType.from_numpy(array.dtype) not in _NO_PARAMETER
+    )
+
+
+def node_weight_bytes(node: ir.Node) -> int:
+    """Bytes a file keeps of the constants that one node reads."""
+    return sum(stored(value) for value in node.inputs if constant(value) is not None)
 
 
 def operators(model: ir.Model) -> dict[str, int]:

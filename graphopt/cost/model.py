@@ -34,6 +34,7 @@ FEATURES = (
     "few inputs",
     "depthwise",
     "unblocked",
+    "grouped",
     "product",
     "product weights",
     "weights",
@@ -122,10 +123,11 @@ def _count_convolution(node: NodeFacts, block: int, counts: dict[str, float]) ->
     pixels = node.result[0] * math.prod(node.result[2:])
     if node.op != "Conv":
         counts["unblocked"] += math.prod(node.source) * math.prod(node.weight[1:])
-    elif node.group > 1 and inputs == 1:
+    elif _depthwise(node):
         counts["depthwise"] += pixels * _up(outputs, block) * taps
     elif not _blocked(node, block):
-        counts["unblocked"] += pixels * outputs * inputs * taps
+        # Group by group, each a product of its own: slower by far than as many channels at once.
+        counts["unblocked" if node.group == 1 else "grouped"] += pixels * outputs * inputs * taps
     elif inputs < block:
         counts["few inputs"] += pixels * _up(outputs, block) * inputs * taps
     else:
@@ -137,6 +139,12 @@ def _count_convolution(node: NodeFacts, block: int, counts: dict[str, float]) ->
         counts[f"{kind} sets"] += sets * one_block
         if taps > 1:  # a kernel call works on one row of one row of taps
             counts["kernel rows"] += sets * one_block / block**2 / node.result[-1] / node.weight[-1]
+
+
+def _depthwise(node: NodeFacts) -> bool:
+    """Whether onnxruntime has a kernel for it: one output a channel, channels in fours, 2-D."""
+    fits = len(node.weight) == 4 and node.group % 4 == 0
+    return fits and node.weight[1] == 1 and node.weight[0] == node.group > 1
 
 
 def _blocked(node: NodeFacts, block: int) -> bool:

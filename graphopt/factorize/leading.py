@@ -84,7 +84,7 @@ def mixing(weight: Array, gram: Array) -> LeadingFit:
     outputs, size, taps = weight.shape
     metric = gram.reshape(size, taps, size, taps)
     moment = np.einsum("jkik->ji", metric) / taps
-    root = scipy.linalg.cholesky(_regular(moment), lower=True, check_finite=False)
+    root = scipy.linalg.cholesky(regular(moment), lower=True, check_finite=False)
     stacked = np.moveaxis(weight, 2, 0).reshape(-1, size) @ root
     # Right singular vectors from the small side: J x J.
     values, vectors = scipy.linalg.eigh(stacked.T @ stacked, check_finite=False)
@@ -116,7 +116,7 @@ def separate(weight: Array, gram: Array) -> LeadingFit:
     inverse = np.empty((size, taps, taps))
     importance = np.zeros((size, taps))
     for channel in range(size):
-        own = _regular(metric[channel, :, channel, :])
+        own = regular(metric[channel, :, channel, :])
         root = scipy.linalg.cholesky(own, lower=True, check_finite=False)
         _, values, right = np.linalg.svd(weight[:, channel] @ root, full_matrices=True)
         importance[channel, : len(values)] = values**2
@@ -140,17 +140,17 @@ def separate(weight: Array, gram: Array) -> LeadingFit:
 def _fit(
     basis: Array, importance: Array, gram: Array, weight: Array, *, step: int, trailing: int
 ) -> LeadingFit:
-    lower = scipy.linalg.cholesky(_regular(gram), lower=True, check_finite=False)
+    lower = scipy.linalg.cholesky(regular(gram), lower=True, check_finite=False)
     response = weight @ lower
     per_rank = (response**2).sum(axis=0).reshape(-1, step).sum(axis=1)
     missed = np.concatenate([np.cumsum(per_rank[::-1])[::-1], [0.0]])
     return LeadingFit(basis, importance, lower, response, step, missed, trailing)
 
 
-def _regular(gram: Array) -> Array:
+def regular(gram: Array) -> Array:
     """Symmetric, with a floor that makes a Cholesky decomposition possible."""
     symmetric = (gram + gram.T) / 2
     floor = 1e-10 * float(np.trace(symmetric)) / len(symmetric) + 1e-30
     symmetric[np.diag_indices_from(symmetric)] += floor
-    regular: Array = symmetric
-    return regular
+    floored: Array = symmetric
+    return floored

@@ -27,6 +27,8 @@ def layers_of(scope: Scope, schemes: Sequence[Scheme]) -> tuple[list[Layer], lis
             declined.append(Decline(_all(schemes), site_of(node), layer))
         elif any(scheme.applies(layer) is None for scheme in schemes):
             layers.append(layer)
+        else:
+            declined.append(Decline(_all(schemes), site_of(node), _why_none(layer, schemes)))
     return layers, declined
 
 
@@ -57,6 +59,14 @@ def front(candidates: Sequence[Candidate]) -> list[Candidate]:
         if not beaten:
             kept.append(one)
     return sorted(kept, key=lambda candidate: (candidate.macs_ratio, candidate.error))
+
+
+def _why_none(layer: Layer, schemes: Sequence[Scheme]) -> str:
+    """Why no scheme applies to a layer. That a pointwise one has no kernel goes without saying."""
+    reasons = {scheme.name: scheme.applies(layer) or "" for scheme in schemes}
+    if layer.taps == 1 and "output-bottleneck" in reasons:
+        return reasons["output-bottleneck"]
+    return "; ".join(dict.fromkeys(reasons.values()))
 
 
 def _all(schemes: Sequence[Scheme]) -> str:

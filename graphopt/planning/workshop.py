@@ -145,6 +145,16 @@ class Workshop:
         weighting = self.weightings.get(layer.name)
         if weighting is None:
             return scheme.decompose(layer, targets, moments, self.block)
+        if not scheme.mixes_outputs:  # fitted without that metric, and told in it how far it is off
+            made = scheme.decompose(layer, targets, moments, self.block)
+
+            def missed(ranks: Ranks) -> float:
+                composites = made.factors(ranks).composite
+                parts = zip(weighting, targets, composites, moments, strict=True)
+                off = [(w.root @ (t - c), m.gram) for w, t, c, m in parts]
+                return sum(float(np.sum((d @ gram) * d)) for d, gram in off)
+
+            return replace(made, missed=missed)
         scaled = [w.root @ t for w, t in zip(weighting, targets, strict=True)]
         made = scheme.decompose(layer, scaled, moments, self.block)
         back = [w.inverse for w in weighting]

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 
 from graphopt.errors import InputError
 from graphopt.rewrites.approximate.decoupled import Decoupled
+from graphopt.rewrites.approximate.decoupled_pointwise_first import DecoupledPointwiseFirst
 from graphopt.rewrites.approximate.input_bottleneck import InputBottleneck
 from graphopt.rewrites.approximate.kernel_chain import KernelChain
 from graphopt.rewrites.approximate.output_bottleneck import OutputBottleneck
@@ -34,6 +35,8 @@ from graphopt.rewrites.cleanup.settle_shapes import SettleReshapes
 from graphopt.rewrites.cleanup.undo_splits import UndoSplits
 from graphopt.rewrites.exact.compose_convs import ComposeConvs
 from graphopt.rewrites.exact.compose_fcs import ComposeFcs
+from graphopt.rewrites.exact.deform_to_conv import DeformToConv
+from graphopt.rewrites.exact.drop_expand import DropExpand
 from graphopt.rewrites.exact.drop_zero_bias import DropZeroBias
 from graphopt.rewrites.exact.fc_to_conv import FcToConv
 from graphopt.rewrites.exact.fold_transpose_into_fc import FoldTransposeIntoFc
@@ -72,6 +75,8 @@ EXACT: tuple[ExactRewrite | WholeModelPass, ...] = (
     MatMulToConv(),
     FoldTransposeIntoFc(),
     MergeTransposes(),
+    # A convolution takes part in everything below.
+    DeformToConv(),
     FuseConvBatchNorm(),
     FuseConvAffine(),
     FuseBatchNormAffine(),
@@ -82,6 +87,7 @@ EXACT: tuple[ExactRewrite | WholeModelPass, ...] = (
     RecogniseSwish(),
     RecogniseGelu(),
     RecognisePooling(),
+    DropExpand(),
     MergeArithmetic(),
     FusePad(),
     FuseAffineBefore(),
@@ -103,6 +109,7 @@ APPROXIMATE: tuple[Scheme, ...] = (
     Spatial(first_axis=1),
     KernelChain(),
     Decoupled(),
+    DecoupledPointwiseFirst(),
 )
 
 ENTRY_POINT_GROUP = "graphopt.rewrites"

@@ -7,7 +7,14 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt.cost.counts import macs, operators, parameters, tensors
+from graphopt.cost.counts import (
+    macs,
+    node_parameters,
+    node_weight_bytes,
+    operators,
+    parameters,
+    tensors,
+)
 from graphopt.cost.totals import model_cost
 from graphopt.graph.shapes import infer
 
@@ -249,3 +256,23 @@ def test_tensors_of_constant_nodes_and_bodies():
     assert sorted(parameters(tensor) for _, tensor in tensors(made)) == [5, 7, 7]
     assert operators(made) == {"Constant": 2, "Add": 1, "Identity": 1, "If": 1}
     assert next(iter(operators(made))) == "Constant"
+
+
+def test_parameters_of_one_node_wherever_its_constants_are():
+    """Left or right of a product, behind an Identity, past the offsets of a deformable convolution."""
+    constants = [
+        (name, np.zeros(shape, np.float32)) for name, shape in (("w", (5, 7)), ("b", (3,)))
+    ]
+    constants.append(("k", np.zeros((3, 2, 3, 3), np.float32)))
+    nodes = [
+        helper.make_node("MatMul", ["w", "a"], ["left"]),
+        helper.make_node("Identity", ["w"], ["same"]),
+        helper.make_node("MatMul", ["c", "same"], ["right"]),
+        helper.make_node("DeformConv", ["x", "k", "offset", "b"], ["deformed"]),
+        helper.make_node("MatMul", ["c", "left"], ["none"]),
+    ]
+    shapes = {"a": (7, 5), "c": (5, 5), "x": (1, 2, 8, 8), "offset": (1, 18, 6, 6)}
+    made = model(nodes, shapes, ("left", "right", "deformed", "none"), constants)
+    layers = [node for node in made.graph if node.op_type != "Identity"]
+    assert [node_parameters(node) for node in layers] == [35, 35, 3 * 18 + 3, 0]
+    assert [node_weight_bytes(node) for node in layers] == [140, 140, 4 * 57, 0]

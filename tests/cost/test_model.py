@@ -74,7 +74,10 @@ def test_what_is_counted():
         (conv(9, 8), "unblocked", 256 * 8 * 9 * 9),
         (conv(12, 12, group=12), "depthwise", 256 * 16 * 9),
         (conv(32, 32, group=2), "direct", 256 * 2 * 16 * 16 * 9),
-        (conv(24, 24, group=2), "unblocked", 256 * 24 * 12 * 9),
+        (conv(24, 24, group=2), "grouped", 256 * 24 * 12 * 9),
+        (conv(8, 16, group=8), "grouped", 256 * 16 * 9),  # two outputs a channel
+        (conv(10, 10, group=10), "grouped", 256 * 10 * 9),  # not in fours
+        (NodeFacts("Conv", (1, 8, 9), (8, 1, 3), (1, 8, 7), 8), "grouped", 7 * 8 * 3),
         (NodeFacts("Conv", (1, 8, 9), (8, 8, 3), (1, 8, 7)), "unblocked", 7 * 8 * 8 * 3),
         (NodeFacts("Gemm", (4, 8), (5, 8), (4, 5)), "product", 4 * 8 * 5),
         (
@@ -85,7 +88,7 @@ def test_what_is_counted():
     ],
 )
 def test_kernels_are_told_apart(node, kind, macs):
-    kinds = {"direct", "pointwise", "few inputs", "unblocked", "depthwise", "product"}
+    kinds = {"direct", "pointwise", "few inputs", "unblocked", "grouped", "depthwise", "product"}
     assert {name: n for name, n in counted(node).items() if name in kinds} == {kind: macs}
 
 

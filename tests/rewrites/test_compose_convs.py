@@ -14,7 +14,18 @@ from graphopt.rewrites.driver import Verdict
 from graphopt.rewrites.exact.compose_convs import ComposeConvs
 
 COMPOSE = ComposeConvs()
+CHEAPER = ComposeConvs(dearer=False)
 NOTHING_MEASURED = "the gate was asked"
+
+
+def refuse(*_: object) -> Verdict:
+    """A gate that finds nothing faster."""
+    return Verdict(False, NOTHING_MEASURED)
+
+
+def unexpected(*_: object) -> Verdict:
+    """A gate that must not be asked."""
+    raise AssertionError(NOTHING_MEASURED)
 
 
 def pair(
@@ -145,7 +156,7 @@ def test_a_bias_of_zeros_is_none() -> None:
     assert len(result.proto.graph.node[0].input) == 2
 
 
-@pytest.mark.parametrize(
+LOW_RANK = pytest.mark.parametrize(
     ("first", "second", "w1", "w2"),
     [
         ("", "pads=[1,1,1,1]", "4,16,1,1", "16,4,3,3"),  # input bottleneck
@@ -156,28 +167,76 @@ def test_a_bias_of_zeros_is_none() -> None:
         ("", "pads=[1,1,1,1], group=16", "16,16,1,1", "16,1,3,3"),
     ],
 )
+
+
+@LOW_RANK
 def test_what_low_rank_factors_are_made_for_stays(
     first: str, second: str, w1: str, w2: str
 ) -> None:
-    result = optimize(pair(first, second, w1, w2, x="1,16,9,9"), COMPOSE)
+    result = optimize(pair(first, second, w1, w2, x="1,16,9,9"), CHEAPER)
     assert result.ops == ["Conv", "Conv"]
     assert has(result.reasons, "^composed it would cost [0-9,]+ MACs instead of [0-9,]+$")
 
 
+@LOW_RANK
+def test_more_multiplications_only_where_measured(
+    first: str, second: str, w1: str, w2: str
+) -> None:
+    model = pair(first, second, w1, w2, x="1,16,9,9")
+    kept = rewrite(model, COMPOSE, gate=refuse)
+    assert kept.ops == ["Conv", "Conv"]
+    assert kept.reasons == [NOTHING_MEASURED]
+    assert optimize(model, COMPOSE).ops == ["Conv"]
+
+
+@LOW_RANK
+@pytest.mark.parametrize("marked", [(0,), (1,), (0, 1)])
+def test_what_an_approximation_took_apart_stays_apart(
+    first: str, second: str, w1: str, w2: str, marked: tuple[int, ...]
+) -> None:
+    model = pair(first, second, w1, w2, x="1,16,9,9")
+    for index in marked:
+        mark_as_approximate(model, index)
+    result = rewrite(model, COMPOSE, gate=unexpected)
+    assert result.ops == ["Conv", "Conv"]
+    expected = [] if len(marked) == 2 else [r"MACs instead of"]
+    assert len(result.reasons) == len(expected)
+    assert all(has(result.reasons, pattern) for pattern in expected)
+
+
+@pytest.mark.parametrize(("size", "measured"), [(27, True), (28, False)])
+def test_a_million_more_is_not_measured(size: int, measured: bool) -> None:
+    """64 -> 8 -> 32 costs 768 products a pixel, 64 -> 32 costs 2,048."""
+    model = pair("", "", "8,64,1,1", "32,8,1,1", x=f"1,64,{size},{size}")
+    more = size**2 * (2048 - 768)
+    assert (more < 1_000_000) == measured
+    result = rewrite(model, COMPOSE, gate=refuse if measured else unexpected)
+    assert result.ops == ["Conv", "Conv"]
+    assert has(result.reasons, NOTHING_MEASURED if measured else "MACs instead of")
+
+
+def test_weights_may_grow_by_a_little_where_measured() -> None:
+    """Fewer multiplications behind the stride, but more weights: 1,024 bytes for 640."""
+    little = pair("", "strides=[4,4]", "4,8,1,1", "8,4,2,2", x="1,8,8,8")
+    assert rewrite(little, COMPOSE, gate=refuse).reasons == [NOTHING_MEASURED]
+    assert optimize(little, COMPOSE).ops == ["Conv"]
+    assert rewrite(little, ComposeConvs(grow=True), gate=unexpected).ops == ["Conv"]
+
+
 def test_the_reason_counts_with_the_real_sizes() -> None:
     """9 x 9 pixels: 81 (3 16 + 16 4 9) before, the 7 x 7 of the second without pads."""
-    result = optimize(pair("", "", "2,3,1,1", "4,2,3,3", x="1,3,9,9"), COMPOSE)
+    result = optimize(pair("", "", "2,3,1,1", "4,2,3,3", x="1,3,9,9"), CHEAPER)
     before, after = 81 * 6 + 49 * 72, 49 * 108
     assert result.reasons == [f"composed it would cost {after:,} MACs instead of {before:,}"]
 
 
 def test_stride_counts() -> None:
     """Behind the stride of the second one, a quarter of the pixels of the first one are left."""
-    text = ("4,8,1,1", "8,4,2,2")
-    dense = optimize(pair("", "", *text, x="1,8,8,8"), COMPOSE)
+    text = ("64,128,1,1", "128,64,2,2")
+    dense = optimize(pair("", "", *text, x="1,128,8,8"), CHEAPER)
     assert has(dense.reasons, "MACs instead")
-    strided = pair("", "strides=[4,4]", *text, x="1,8,8,8")
-    assert has(rewrite(strided, COMPOSE).reasons, "would take 1,024 bytes instead of 640")
+    strided = pair("", "strides=[4,4]", *text, x="1,128,8,8")
+    assert has(rewrite(strided, COMPOSE).reasons, "would take 262,144 bytes instead of 163,840")
     assert optimize(strided, ComposeConvs(grow=True)).ops == ["Conv"]
 
 
@@ -253,9 +312,6 @@ def test_chain_of_three() -> None:
 
 
 def test_the_clear_case_is_not_measured_and_the_close_one_is() -> None:
-    def refuse(*_: object) -> Verdict:
-        return Verdict(False, NOTHING_MEASURED)
-
     clear = pair("", "", "16,3,1,1", "4,16,3,3")
     assert rewrite(clear, COMPOSE, gate=refuse).ops == ["Conv"]
     # 1x1 convolutions: 8 4 + 4 8 = 64 products a pixel, and 8 8 of the one.
@@ -500,7 +556,8 @@ def test_other_transposed_pairs_are_no_site(ops: tuple[str, str], second: str, w
 
 def test_conv_transpose_pairs_of_low_rank_stay() -> None:
     model = pair("", "", "16,4,3,3", "16,4,1,1", x="1,16,5,5", ops=("ConvTranspose", "Conv"))
-    assert has(optimize(model, COMPOSE).reasons, "MACs instead of")
+    assert has(optimize(model, CHEAPER).reasons, "MACs instead of")
+    assert rewrite(model, COMPOSE, gate=refuse).reasons == [NOTHING_MEASURED]
 
 
 def test_inside_a_body() -> None:
@@ -589,15 +646,19 @@ def test_a_transposed_convolution_counts_the_pixels_it_reads() -> None:
         "strides=[2,2]", "", "16,4,2,2", "16,4,1,1", x="1,16,5,5", ops=("ConvTranspose", "Conv")
     )
     before, after = 25 * 16 * 4 * 4 + 100 * 4 * 16, 25 * 16 * 16 * 4
-    assert optimize(model, COMPOSE).reasons == [
+    assert optimize(model, CHEAPER).reasons == [
         f"composed it would cost {after:,} MACs instead of {before:,}"
     ]
+
+
+def mark_as_approximate(model: onnx.ModelProto, index: int) -> None:
+    mark = model.graph.node[index].metadata_props.add()
+    mark.key, mark.value = "graphopt.kind", "approximate"
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_what_was_factored_is_not_factored_again(index: int) -> None:
     model = pair("", "", "16,3,1,1", "4,16,3,3")
-    mark = model.graph.node[index].metadata_props.add()
-    mark.key, mark.value = "graphopt.kind", "approximate"
+    mark_as_approximate(model, index)
     (node,) = optimize(model, COMPOSE).proto.graph.node
     assert {p.key: p.value for p in node.metadata_props}["graphopt.kind"] == "approximate"

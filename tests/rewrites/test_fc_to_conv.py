@@ -229,6 +229,172 @@ def test_squeeze_and_excite_keeps_no_reshape(flat: str, back: str, n: str) -> No
     assert result.ops == ["GlobalAveragePool", "Conv", "Relu", "Conv", "Sigmoid", "Mul"]
 
 
+BODIES = {
+    "SiLU": "g = Sigmoid(h) r = Mul(h, g)",
+    "SiLU, the other way round": "g = Sigmoid(h) r = Mul(g, h)",
+    "Mish": "p1 = Softplus(h) t = Tanh(p1) r = Mul(h, t)",
+    "hard swish": "g = HardSigmoid<alpha=0.1666667, beta=0.5>(h) r = Mul(h, g)",
+    "numbers": "a = Add(h, three) c = Clip(a, zero_f, six) r = Div(c, six)",
+    "subtracted from a number": "r = Sub(six, h)",
+}
+
+
+@pytest.mark.parametrize("between", BODIES.values(), ids=BODIES)
+def test_activations_of_several_nodes_are_carried(between: str) -> None:
+    model = build(
+        SE.format(n="N", flat="f = Flatten(p)", back="u = Unsqueeze(s, at)").replace(
+            "r = Relu(h)", between
+        ),
+        weights={
+            "at": np.array([2, 3]),
+            "three": np.float32(3),
+            "zero_f": np.float32(0),
+            "six": np.float32(6),
+        },
+    )
+    result = optimize(model, CONVERT, runs=[{"x": (2, 8, 5, 5)}])
+    assert not {"Flatten", "Reshape", "Unsqueeze", "Gemm"} & set(result.ops)
+    assert result.names == ["fc-to-conv"]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "g = Sigmoid(h) r = Add(h, g)",  # no gate
+        "g = Sigmoid(h) r = Mul(g, row)",  # a number for every column
+        "r = Mul(h, cube)",  # which adds axes
+        "g = Softmax(h) r = Mul(h, g)",
+    ],
+)
+def test_what_depends_on_the_column_is_not_carried(between: str) -> None:
+    model = build(
+        f"""net (float[2,8,5,5] x) => (float[A,B] y)
+        <float[8,3] w1, float[3,6] w2, float[3] row, float[1,1,1] cube>
+        {{ p = GlobalAveragePool(x) f = Flatten(p) h = Gemm(f, w1) {between} y = MatMul(r, w2) }}"""
+    )
+    result = rewrite(model, CONVERT)
+    assert result.ops.count("Conv") == 1
+    assert "MatMul" in result.ops
+
+
+def test_a_gate_whose_argument_is_an_output_stays_a_row() -> None:
+    model = build(
+        """net (float[2,8,5,5] x) => (float[2,6] y, float[2,3] h) <float[8,3] w1, float[3,6] w2>
+        { p = GlobalAveragePool(x) f = Flatten(p) h = Gemm(f, w1) g = Sigmoid(h) r = Mul(h, g)
+          y = Gemm(r, w2) }"""
+    )
+    assert optimize(model, CONVERT).ops.count("Conv") == 1
+
+
+@pytest.mark.parametrize("x", ["2,8,3", "2,8,3,4,5", "N,8,T", "N,8,T,H,W"])
+@pytest.mark.parametrize("opset", [13, 18])
+def test_one_and_three_dimensions(x: str, opset: int) -> None:
+    rank = x.count(",") + 1
+    axes = list(range(2, rank))
+    listed_ = f"axes={axes}, " if opset < 18 else ""
+    operand = "" if opset < 18 else ", at"
+    model = build(
+        f"""net (float[{x}] x) => (float[{x}] y) <float[8,3] w1, float[3,8] w2>
+        {{ p = ReduceMean<{listed_}keepdims=0>(x{operand}) h = Gemm(p, w1) r = Relu(h)
+           k = Gemm(r, w2) s = Sigmoid(k) u = Unsqueeze(s, at) y = Mul(x, u) }}""",
+        opset=opset,
+        weights={"at": np.array(axes)},
+    )
+    shape = (2, 8, 3, 4, 5)[:rank]
+    result = optimize(model, CONVERT, runs=[{"x": shape}])
+    assert result.ops == ["GlobalAveragePool", "Conv", "Relu", "Conv", "Sigmoid", "Mul"]
+    assert result.weight(1, 1).ndim == rank
+
+
+def test_a_flattened_sequence() -> None:
+    model = head("f = Flatten(x)", x="2,5,12")
+    result = optimize(model, CONVERT)
+    assert result.ops == ["Conv", "Flatten"]
+    assert result.weight(0, 1).shape == (6, 5, 12)
+
+
+@pytest.mark.parametrize("x", ["2,8,4,5", "N,8,4,5", "N,8,H,W"])
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_a_mean_over_merged_space(keepdims: int, x: str) -> None:
+    """x.view(b, c, -1).mean(2): the map before the view is what counts."""
+    flat = "" if not keepdims else "f = Flatten(p)"
+    model = build(
+        f"""net (float[{x}] x) => (float[{x}] y) <float[8,3] w1, float[3,8] w2>
+        {{ v = Reshape(x, flat3) p = ReduceMean<axes=[2], keepdims={keepdims}>(v) {flat}
+           h = Gemm({"f" if keepdims else "p"}, w1) k = Gemm(h, w2) s = Sigmoid(k)
+           u = Unsqueeze(s, at) y = Mul(x, u) }}""",
+        weights={"flat3": np.array([0, 8, -1]), "at": np.array([2, 3])},
+    )
+    result = optimize(model, CONVERT, runs=[{"x": (2, 8, 4, 5)}])
+    assert result.ops == ["GlobalAveragePool", "Conv", "Conv", "Sigmoid", "Mul"]
+
+
+def test_a_mean_over_space_merged_otherwise() -> None:
+    """[2, 8, 4, 5] -> [2, 4, 40]: half the channels go into space."""
+    model = build(
+        """net (float[2,8,4,5] x) => (float[2,3] y) <float[4,3] w>
+        { v = Reshape(x, view) p = ReduceMean<axes=[2], keepdims=0>(v) y = Gemm(p, w) }""",
+        weights={"view": np.array([2, 4, 40])},
+    )
+    assert optimize(model, CONVERT).ops == ["Reshape", "GlobalAveragePool", "Conv", "Flatten"]
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_behind_the_largest_of_the_map(keepdims: int) -> None:
+    flat = "f = Flatten(p)" if keepdims else "f = Identity(p)"
+    nodes = f"p = ReduceMax<axes=[2,3], keepdims={keepdims}>(x) {flat}"
+    if not keepdims:
+        nodes = "f = ReduceMax<axes=[2,3], keepdims=0>(x)"
+    result = optimize(head(nodes, x="2,6,4,4", k=6), CONVERT)
+    assert result.ops == ["GlobalMaxPool", "Conv", "Flatten"]
+
+
+@pytest.mark.parametrize(
+    ("view", "converted"),
+    [([2, 8, 1, 1], True), ([-1, 8, 1, 1], True), ([0, 8, 1, 1], False)],
+)
+def test_views_as_the_newer_exporter_writes_them(view: list[int], converted: bool) -> None:
+    """allowzero=1 means nothing without a zero; with one, the result is empty."""
+    text = SE.format(n="2", flat="f = Flatten(p)", back="u = Reshape<allowzero=1>(s, view)")
+    model = build(text, weights={"view": np.array(view)})
+    result = (optimize if converted else rewrite)(model, RemoveDead(), CONVERT)
+    assert ("Reshape" not in result.ops) == converted
+
+
+def test_everywhere_a_block_of_rank_three_is_one() -> None:
+    """The result goes back to [N, O, 1], so the layers become convolutions over one axis."""
+    model = build(
+        """net (float[2,12] x, float[2,4,9] z) => (float[2,4,9] y) <float[12,8] w1, float[8,4] w2>
+        { h = Gemm(x, w1) a = Relu(h) k = Gemm(a, w2) u = Unsqueeze(k, at) y = Mul(z, u) }""",
+        weights={"at": np.array([-1])},
+    )
+    result = optimize(model, FcToConv(gated=False, everywhere=True))
+    assert result.ops == ["Reshape", "Conv", "Relu", "Conv", "Mul"]
+    assert result.weight(1, 1).shape == (8, 12, 1)
+
+
+def test_factors_of_a_layer_stay_marked_as_such() -> None:
+    """Else they would be factored again, or composed back by what runs after the plan."""
+    model = build(
+        """net (float[2,3,4,5] x) => (float[2,6] y) <float[60,4] w1, float[4,6] w2>
+        { f = Flatten(x) h = MatMul(f, w1) y = MatMul(h, w2) }"""
+    )
+    mark = model.graph.node[1].metadata_props.add()
+    mark.key, mark.value = "graphopt.kind", "approximate"
+    first, second, _ = optimize(model, CONVERT).proto.graph.node
+    kinds = [{p.key: p.value for p in n.metadata_props}["graphopt.kind"] for n in (first, second)]
+    assert kinds == ["approximate", "exact"]
+
+
+def test_tail_of_another_rank_than_the_map() -> None:
+    model = build(
+        """net (float[2,8,5,5] x) => (float[2,4,1] y) <float[8,4] w>
+        { p = GlobalAveragePool(x) f = Flatten(p) h = Gemm(f, w) y = Unsqueeze(h, at) }""",
+        weights={"at": np.array([2])},
+    )
+    assert optimize(model, CONVERT).ops == ["GlobalAveragePool", "Conv", "Flatten", "Unsqueeze"]
+
+
 def test_reshape_back_to_something_else_stays() -> None:
     """[2, 8] -> [1, 16, 1, 1]: the batch goes into the channels."""
     model = build(

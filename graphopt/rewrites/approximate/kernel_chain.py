@@ -28,7 +28,7 @@ class KernelChain(Scheme):
     strides on the last, dilations on all, the bias on the last. M is a multiple of the channel
     block. Fitted by alternating least squares, L-BFGS in the metric of the inputs, and a regression
     of the last factor. Simonyan & Zisserman 2015; Szegedy et al. 2016, section 3.
-    Declines for other kernels than 5x5 and 7x7.
+    Declines for other kernels than 5x5 and 7x7, and for deformable convolutions.
     """
 
     shares: tuple[float, ...] = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.2)
@@ -40,6 +40,8 @@ class KernelChain(Scheme):
         """5x5 and 7x7 convolutions."""
         if layer.transposed:
             return "a transposed convolution"
+        if layer.deformable:
+            return "deformable: its offsets move a whole kernel, not the factors of one"
         return None if layer.kernel in ((5, 5), (7, 7)) else "the kernel is not 5x5 or 7x7"
 
     def decompose(

@@ -27,14 +27,17 @@ class OutputBottleneck(Scheme):
         W ~ U (U^T W),  U the leading eigenvectors of W G W^T
 
     For pointwise convolutions and fully connected layers this is the low-rank layer. Strides,
-    dilations and pads go with the first stage. Zhang et al. 2016, section 3.1.
+    dilations and pads go with the first stage, and the offsets and mask of a DeformConv. Zhang et al.
+    2016, section 3.1.
     """
 
     name = "output-bottleneck"
 
     def applies(self, layer: Layer) -> str | None:
         """Any layer with more than one output a group."""
-        return "a single output channel a group" if layer.outputs == 1 else None
+        if layer.outputs > 1:
+            return None
+        return f"1 output channel{' a group' if layer.group > 1 else ''}: nothing to gain"
 
     def decompose(
         self, layer: Layer, targets: Sequence[Array], moments: Sequence[Moments], block: int

@@ -47,6 +47,9 @@ class Scheme(ApproximateRewrite):
     iterative: ClassVar[bool] = False
     """Whether every rank is a fit of its own (no decomposition prices them all)."""
 
+    mixes_outputs: ClassVar[bool] = True
+    """Whether its last stage can take in a matrix over the outputs, and so a metric of them."""
+
     @abstractmethod
     def applies(self, layer: Layer) -> str | None:
         """None if the scheme makes sense for a layer of this shape, else why it does not."""

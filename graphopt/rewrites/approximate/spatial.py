@@ -24,7 +24,8 @@ class Spatial(Scheme):
     Strides, dilations and pads of an axis go with the stage that has the kernel along it, so
     borders are exact. Inception-v3's 7x7 -> 1x7, 7x1 (Szegedy et al. 2016); fitted as in Jaderberg
     et al. 2014, in the metric of the inputs. `first_axis` is the axis of the first stage's kernel.
-    Declines for other than two spatial axes, and for kernels that are 1 wide along one of them.
+    Declines for other than two spatial axes, for kernels that are 1 wide along one of them, and for
+    deformable convolutions.
     """
 
     first_axis: int = 0
@@ -36,6 +37,8 @@ class Spatial(Scheme):
 
     def applies(self, layer: Layer) -> str | None:
         """Two-dimensional kernels, wider than one along both axes."""
+        if layer.deformable:
+            return "deformable: its offsets move a whole kernel, not the factors of one"
         if len(layer.kernel) != 2 or min(layer.kernel) == 1:
             return "the kernel is not wider than one along two axes"
         return None

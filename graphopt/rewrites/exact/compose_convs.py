@@ -1,4 +1,4 @@
-"""Compose two convolutions with nothing between them into one, where that is cheaper."""
+"""Compose two convolutions with nothing between them into one, where that is cheaper or faster."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ from graphopt.factorize.compose import (
     swap_channels,
 )
 from graphopt.graph.constants import stored
+from graphopt.graph.edit import is_approximate
 from graphopt.graph.scope import Scope, is_op
 from graphopt.graph.views import ConvView
 from graphopt.rewrites.base import ExactRewrite, Finding, Proposal
-from graphopt.rewrites.exact.composition import Bill, Composed, edit_of, kept_between
+from graphopt.rewrites.exact.composition import (
+    SPARE_BYTES,
+    Bill,
+    Composed,
+    edit_of,
+    kept_between,
+)
 
 
 @dataclass(frozen=True)
@@ -62,25 +69,30 @@ class Pair:
 
 @dataclass(frozen=True)
 class ComposeConvs(ExactRewrite):
-    """Conv -> Conv  ==>  Conv, where that costs no more multiplications.
+    """Conv -> Conv  ==>  Conv, where that costs fewer multiplications or is measured not slower.
 
         W[o, c, u1 d1 + u2 d2 s1] = sum_m W2[o, m, u2] W1[m, c, u1]
         b = b2 + sum_(m, u) W2[o, m, u] b1[m]          s = s1 s2          p = p1 + s1 p2
 
     1x1 then k x k, k x k then 1x1, 1 x k then k x 1, k x k then m x m, 1-D to 3-D, with strides,
     dilations and groups (g = gcd(g1, g2): depthwise then pointwise becomes dense). A ConvTranspose
-    composes with a 1x1 Conv before or behind it. Measured first unless a tenth of the
-    multiplications goes.
+    composes with a 1x1 Conv before or behind it.
 
-    Declines when the one would cost more of them than the two (which is what low-rank factors are
-    made for) or, unless `grow`, take more bytes; when the output in between is used elsewhere or
-    is a graph output; when a weight is not constant. The second one pads the map in between with
-    zeros, where the one reads what the first gives there: so it declines when the second pads and
-    the first has a bias, or does not give zeros there (a 1x1 does, and a fully padded one).
+    Measured first unless a tenth of the multiplications goes and the weights do not grow. With
+    `dearer` that includes what costs up to a million multiplications more: on small maps one
+    operator is faster than two. Not for what an approximation has taken apart: with more
+    multiplications that never goes back together.
+
+    Declines when the one would cost more still, or its weights take more bytes than the two and
+    64 kB (unless `grow`); when the output in between is used elsewhere or is a graph output; when a
+    weight is not constant. The second one pads the map in between with zeros, where the one reads
+    what the first gives there: so it declines when the second pads and the first has a bias, or
+    does not give zeros there (a 1x1 does, and a fully padded one).
     Source: https://onnx.ai/onnx/operators/onnx__Conv.html
     """
 
     grow: bool = False
+    dearer: bool = True
     name = "compose-convs"
 
     def propose(self, scope: Scope) -> Iterator[Finding]:
@@ -96,9 +108,11 @@ class ComposeConvs(ExactRewrite):
                 yield self.decline(pair, before, node)
                 continue
             bill = _bill(scope, pair)
-            objection = bill if isinstance(bill, str) else bill.objection(self.grow)
+            factors = [is_approximate(n) for n in (before, node)]
+            dearer = self.dearer and not any(factors)
+            objection = bill if isinstance(bill, str) else bill.objection(self.grow, dearer)
             if isinstance(bill, str) or objection is not None:
-                if not _are_factors(before, node):  # that graphopt made on purpose: no news
+                if not all(factors):  # that graphopt made on purpose: no news
                     yield self.decline(objection or "", before, node)
                 continue
             composed = _composed(pair)
@@ -110,12 +124,8 @@ class ComposeConvs(ExactRewrite):
                 (before, node),
                 partial(_replace, scope, pair, composed),
                 {"kernel": "x".join(map(str, pair.window.kernel))},
-                gated=not bill.is_clear,
+                gated=not bill.is_clear or (bill.grows and not self.grow),
             )
-
-
-def _are_factors(*nodes: ir.Node) -> bool:
-    return all(node.metadata_props.get("graphopt.kind") == "approximate" for node in nodes)
 
 
 def _before(node: ir.Node) -> ir.Node | None:
@@ -186,6 +196,8 @@ def _bill(scope: Scope, pair: Pair) -> Bill | str:
     uniform = stays_uniform(first.weight, second.weight, pair.groups)
     kept = sum(stored(node.inputs[1]) for node in pair.nodes)
     weights = kept, 0 if uniform else single * first.weight.itemsize
+    # Generated weights, or such as are kept in fewer bits, are not to be stored in full.
+    spare = SPARE_BYTES if kept >= first.weight.nbytes + second.weight.nbytes else 0
     values = pair.nodes[0].inputs[0], pair.nodes[0].outputs[0], pair.nodes[1].outputs[0]
     source, middle, output = (_pixels(scope.shape(value)) for value in values)
     each = first.weight.size, second.weight.size
@@ -197,10 +209,11 @@ def _bill(scope: Scope, pair: Pair) -> Bill | str:
     else:
         at, final = (middle, middle), middle
     if at[0] is not None and at[1] is not None and final is not None:
-        return Bill((each[0] * at[0] + each[1] * at[1], single * final), weights)
+        macs = each[0] * at[0] + each[1] * at[1], single * final
+        return Bill(macs, weights, spare=spare)
     if pair.scatters is not None or any(pair.windows[1].pads):
         return "the size of the map in between is unknown"
-    return Bill((sum(each), single), weights, per=" a pixel")
+    return Bill((sum(each), single), weights, " a pixel", spare)
 
 
 def _pixels(shape: tuple[int, ...] | None) -> int | None:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.constants import constant, reshaped
-from graphopt.graph.edit import Edit
-from graphopt.graph.scope import (
-    Scope,
-    attribute_int,
-    attribute_ints,
-    follower,
-    is_op,
-)
+from graphopt.graph.edit import Edit, is_approximate
+from graphopt.graph.scope import Scope, follower, is_op
 from graphopt.graph.views import LinearView
 from graphopt.rewrites.base import ExactRewrite, Finding, Proposal
+from graphopt.rewrites.exact.flattening import POOLS, Head, axes_added, head_of
+
+_LAYERS = ("Gemm", "MatMul")
 
 _CARRIED = (
     "Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu", "Selu",
@@ -27,22 +25,11 @@ _CARRIED = (
 )  # fmt: skip
 """Elementwise activations: the same on [N, O] and on [N, O, 1, 1]."""
 
+_BINARY = ("Mul", "Add", "Sub", "Div", "Min", "Max", "Pow")
+"""The same there too, where the other operand is one constant number."""
+
 _CONVOLVED = ("float32", "float16", "bfloat16")
 """Element types that Conv takes and onnxruntime runs it in (MatMul takes integers and doubles too)."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """What stands before the first layer: the [N, C, H, W] value and the nodes that flatten it.
-
-    kernel: H, W of the first convolution (1, 1 behind a global pooling). pool: the ReduceMean that
-    becomes a GlobalAveragePool, if any.
-    """
-
-    source: ir.Value
-    nodes: tuple[ir.Node, ...]
-    kernel: tuple[int, int]
-    pool: ir.Node | None = None
 
 
 @dataclass(frozen=True)
@@ -74,15 +61,17 @@ class FcToConv(ExactRewrite):
         W_conv[o, c, i, j] = W_fc[(c H + i) W + j, o]
 
     For Gemm and MatMul (+ Add), transposed or not, with alpha and beta, behind Flatten, Reshape,
-    Squeeze, GlobalAveragePool or ReduceMean. Activations between the layers are carried along; one
-    Flatten at the end restores the output. A squeeze-and-excite block, whose result goes back to
-    [N, C, 1, 1], keeps no reshape at all. With `everywhere`, layers on a plain [N, K] value are
+    Squeeze, GlobalAveragePool, ReduceMean or ReduceMax, 1-D to 3-D. Activations between the layers
+    are carried along (SiLU and the like in two nodes too, and one constant number times or plus);
+    one Flatten at the end restores the output. A squeeze-and-excite block, whose result goes back
+    to [N, C, 1, 1], keeps no reshape at all. With `everywhere`, layers on a plain [N, K] value are
     converted too, behind a Reshape (for accelerators that only convolve).
 
     Convolutions of this kind are slower on onnxruntime's CPU for larger batches, so a proposal is
     gated: it must be measured not slower, unless the target takes it always (`gated=False`).
     Declines when the weight is not constant or the map's size is not fixed.
-    Source: Long et al. 2015, "Fully convolutional networks for semantic segmentation".
+    Sources: Long et al. 2015, "Fully convolutional networks for semantic segmentation"; Hu et al.
+    2018, "Squeeze-and-excitation networks".
     """
 
     gated: bool = True
@@ -93,7 +82,7 @@ class FcToConv(ExactRewrite):
         """One finding per chain of fully connected layers."""
         done: set[ir.Node] = set()
         for node in scope.graph:
-            if node in done or not is_op(node, "Gemm", "MatMul"):
+            if node in done or not is_op(node, *_LAYERS):
                 continue
             chain = self._chain(node, scope)
             if chain is None:
@@ -102,7 +91,7 @@ class FcToConv(ExactRewrite):
                 yield self.decline(chain, node)
                 continue
             done.update(chain.nodes)
-            layers = sum(is_op(n, "Gemm", "MatMul") for n in chain.body)
+            layers = sum(is_op(n, *_LAYERS) for n in chain.body)
             yield Proposal(
                 self.name,
                 chain.nodes,
@@ -127,186 +116,133 @@ class FcToConv(ExactRewrite):
             return linear
         if linear.weight.dtype.name not in _CONVOLVED:
             return f"onnxruntime has no convolution of type {linear.weight.dtype}"
-        head = _head(node, linear, scope)
+        head = head_of(node.inputs[0], len(linear.weight), scope)
         if head is None and self.everywhere and node.inputs[0] is not None:
-            head = Head(node.inputs[0], (), (1, 1))
+            head = Head(node.inputs[0], (), ())
         if head is None:
             return "no [N, C, H, W] map stands before it"
         if isinstance(head, str):
             return head
-        body, tail = _body(node, scope)
+        body, tail = _body(node, len(head.kernel) or None, scope)
+        if not head.kernel:
+            head = replace(head, kernel=(1,) * (axes_added(tail, scope) if tail else 2))
         chain = Chain(head, body, tail)
         if head.pool is not None and head.pool in _still_used(chain):
             return "the pooling's result is needed elsewhere too"
         return chain
 
 
-def _head(node: ir.Node, linear: LinearView, scope: Scope) -> Head | str | None:
-    flat = node.inputs[0]
-    before = None if flat is None else flat.producer()
-    if before is None or before.graph is not scope.graph or not before.inputs:
-        return None
-    source = before.inputs[0]
-    if source is None:
-        return None
-    if is_op(before, "ReduceMean") and scope.rank(source) == 4:
-        if _reduces_space(before) and not attribute_int(before, "keepdims", 1):
-            return Head(source, (before,), (1, 1), pool=before)
-        return None
-    if scope.rank(source) != 4 or not _flattens(before, scope):
-        return None
-    channels, height, width = (scope.fixed_dim(source, axis) for axis in (1, 2, 3))
-    pool = source.producer()
-    if is_op(pool, "GlobalAveragePool", "GlobalMaxPool") or _keeps_pooled(pool):
-        height = width = 1
-        channels = linear.weight.shape[0]
-    if channels is None or height is None or width is None:
-        return "the size of the map before it is not fixed"
-    if channels * height * width != linear.weight.shape[0]:
-        return "the flattening before it does not keep [C, H, W] together"
-    if _keeps_pooled(pool) and pool is not None and follower(scope, pool) is before:
-        assert pool.inputs[0] is not None
-        return Head(pool.inputs[0], (pool, before), (1, 1), pool=pool)
-    return Head(source, (before,), (height, width))
-
-
-def _keeps_pooled(pool: ir.Node | None) -> bool:
-    return (
-        pool is not None
-        and is_op(pool, "ReduceMean")
-        and _reduces_space(pool)
-        and attribute_int(pool, "keepdims", 1) == 1
-    )
-
-
-def _reduces_space(node: ir.Node) -> bool:
-    axes: tuple[int, ...] | None = attribute_ints(node, "axes")
-    if axes is None and len(node.inputs) > 1:
-        array = constant(node.inputs[1])
-        axes = None if array is None else tuple(int(a) for a in array.ravel())
-    return axes is not None and sorted(a % 4 for a in axes) == [2, 3]
-
-
-def _flattens(node: ir.Node, scope: Scope) -> bool:
-    """Whether a node turns [N, C, H, W] into [N, C*H*W] for every N."""
-    source, output = node.inputs[0], node.outputs[0]
-    if is_op(node, "Flatten"):
-        return attribute_int(node, "axis", 1) in (1, -3)
-    if is_op(node, "Squeeze"):
-        axes = attribute_ints(node, "axes")
-        if axes is None and len(node.inputs) > 1:
-            array = constant(node.inputs[1])
-            axes = None if array is None else tuple(int(a) for a in array.ravel())
-        return axes is not None and sorted(a % 4 for a in axes) == [2, 3]
-    if not is_op(node, "Reshape") or scope.rank(output) != 2:
-        return False
-    target = constant(node.inputs[1])
-    if target is None or target.size != 2 or attribute_int(node, "allowzero", 0):
-        return _keeps_batch(source, output, scope)
-    first = int(target.ravel()[0])
-    if first == 0:
-        return True
-    batch = scope.fixed_dim(source, 0)
-    if first > 0:
-        return batch == first
-    # [-1, K]: the batch is kept if C*H*W is K.
-    sizes = [scope.fixed_dim(source, axis) for axis in (1, 2, 3)]
-    known = [size for size in sizes if size is not None]
-    return len(known) == 3 and int(np.prod(known)) == int(target.ravel()[1])
-
-
-def _keeps_batch(source: ir.Value | None, output: ir.Value, scope: Scope) -> bool:
-    """Whether both have the same first dimension, as a number or as a symbol."""
-    batch = scope.dim(source, 0)
-    return batch is not None and scope.dim(output, 0) == batch
-
-
-def _body(first: ir.Node, scope: Scope) -> tuple[tuple[ir.Node, ...], ir.Node | None]:
+def _body(
+    first: ir.Node, spatial: int | None, scope: Scope
+) -> tuple[tuple[ir.Node, ...], ir.Node | None]:
     """The layers and activations from `first` on, ending with a layer, and a tail if there is one.
 
-    Activations behind the last layer belong to the chain only if a tail follows them.
+    Activations behind the last layer belong to the chain only if a tail follows them. spatial: how
+    many axes of space the tail must add (None: any number).
     """
     nodes, length = [first], 1
-    node = first
-    while (after := follower(scope, node)) is not None and after.inputs[0] is node.outputs[0]:
-        if is_op(after, *_CARRIED):
-            nodes.append(after)
-        elif is_op(after, "Gemm", "MatMul") and not isinstance(LinearView.of(after), str):
-            nodes.append(after)
+    while step := _step(scope, nodes[-1]):
+        nodes += step
+        if is_op(nodes[-1], *_LAYERS):
             length = len(nodes)
-        elif _unflattens(after, scope):
+    after = follower(scope, nodes[-1])
+    if after is not None and after.inputs[0] is nodes[-1].outputs[0]:
+        added = axes_added(after, scope)
+        if added and spatial in (None, added):
             return tuple(nodes), after
-        else:
-            break
-        node = after
     return tuple(nodes[:length]), None
 
 
-def _unflattens(node: ir.Node, scope: Scope) -> bool:
-    """Whether a node turns [N, O] into [N, O, 1, 1]."""
-    if is_op(node, "Unsqueeze"):
-        axes = attribute_ints(node, "axes")
-        if axes is None and len(node.inputs) > 1:
-            array = constant(node.inputs[1])
-            axes = None if array is None else tuple(int(a) for a in array.ravel())
-        return axes is not None and sorted(a % 4 for a in axes) == [2, 3]
-    if not is_op(node, "Reshape") or scope.rank(node.outputs[0]) != 4:
+def _step(scope: Scope, node: ir.Node) -> tuple[ir.Node, ...]:
+    """The layer or the activation that comes next, of one or more nodes; () if neither does."""
+    value, after = node.outputs[0], follower(scope, node)
+    if after is None:
+        return _self_gated(scope, value)
+    if _is_carried(after, value):
+        return (after,)
+    is_layer = is_op(after, *_LAYERS) and after.inputs[0] is value
+    return (after,) if is_layer and not isinstance(LinearView.of(after), str) else ()
+
+
+def _is_carried(node: ir.Node, value: ir.Value) -> bool:
+    """Whether a node does the same to every element of a value, whatever axes it has."""
+    if is_op(node, *_CARRIED):
+        return node.inputs[0] is value
+    if not is_op(node, *_BINARY) or len(node.inputs) != 2:
         return False
-    source, output, target = node.inputs[0], node.outputs[0], constant(node.inputs[1])
-    if target is None:  # view(b, c, 1, 1) with the batch read from another value
-        wanted = [scope.fixed_dim(source, 1), 1, 1]
-        return _keeps_batch(source, output, scope) and wanted == [
-            scope.fixed_dim(output, axis) for axis in (1, 2, 3)
-        ]
-    if target.size != 4 or attribute_int(node, "allowzero", 0):
-        return False
-    n, channels, height, width = (int(size) for size in target.ravel())
-    width_in = scope.fixed_dim(source, 1)
-    batch = scope.fixed_dim(source, 0)
-    keeps = n in (0, -1) or n == batch
-    return (
-        keeps
-        and (height, width) == (1, 1)
-        and (channels == width_in or (channels == 0) or (channels == -1 and n != -1))
-    )
+    others = [constant(v) for v in node.inputs if v is not value]
+    number = others[0] if len(others) == 1 else None
+    return number is not None and number.size == 1 and number.ndim <= 2
+
+
+def _self_gated(scope: Scope, value: ir.Value) -> tuple[ir.Node, ...]:
+    """The nodes of value * f(value) (SiLU, Mish, hard swish), f one or more activations."""
+    users = [use.node for use in value.uses()]
+    here = all(user.graph is scope.graph for user in users) and not value.is_graph_output()
+    if len(users) != 2 or not here:
+        return ()
+    for gate, multiply in (users, users[::-1]):
+        path: list[ir.Node] = []
+        source = value
+        node: ir.Node | None = gate
+        while node is not None and node is not multiply and _is_carried(node, source):
+            path.append(node)
+            source, node = node.outputs[0], follower(scope, node)
+        if path and node is multiply and is_op(multiply, "Mul"):
+            return (*path, multiply)
+    return ()
 
 
 def _convert(scope: Scope, chain: Chain) -> None:
     change = Edit(scope, FcToConv.name)
-    value = _lifted(change, chain)
-    kernel = chain.head.kernel
+    value, kernel = _source(change, chain), chain.head.kernel
+    flat = chain.body[0].inputs[0]
+    assert flat is not None
+    lifted = {flat: value}
     for node in chain.body:
         hint = node.outputs[0].name or node.op_type
-        if not is_op(node, "Gemm", "MatMul"):
-            value = change.like(node, [value, *node.inputs[1:]])
-            continue
-        linear = LinearView.of(node)
-        assert not isinstance(linear, str)
-        height, width = kernel
-        shape = (linear.weight.shape[1], linear.weight.shape[0] // (height * width), height, width)
-        weight = reshaped(linear.weight.T, shape)
-        operands = [value, change.constant(weight, f"{hint}_weight")]
-        if linear.bias is not None:
-            operands.append(change.constant(linear.bias, f"{hint}_bias"))
-        value = change.node(
-            "Conv", operands, {"kernel_shape": list(kernel)}, hint=hint, name=node.name
-        )
-        kernel = (1, 1)
+        inputs = [None if v is None else lifted.get(v, v) for v in node.inputs]
+        if is_op(node, *_LAYERS):
+            value = _layer(change, node, inputs[0], kernel, hint)
+            kernel = (1,) * len(kernel)
+        else:
+            value = change.like(node, inputs)
+        lifted[node.outputs[0]] = value
     if chain.tail is None:
         value = change.node("Flatten", [value], {"axis": 1}, hint=chain.last.outputs[0].name or "y")
-    removed = [n for n in chain.nodes if n not in _still_used(chain)]
-    change.commit(removed, {chain.last.outputs[0]: value})
+    kept = _still_used(chain)
+    change.commit([n for n in chain.nodes if n not in kept], {chain.last.outputs[0]: value})
 
 
-def _lifted(change: Edit, chain: Chain) -> ir.Value:
-    """The [N, C, H, W] value the first convolution reads."""
+def _layer(
+    change: Edit, node: ir.Node, source: ir.Value | None, kernel: tuple[int, ...], hint: str
+) -> ir.Value:
+    """The convolution that does what a Gemm or MatMul does on a map of the kernel's size."""
+    linear = LinearView.of(node)
+    assert not isinstance(linear, str)
+    inputs, outputs = linear.weight.shape
+    weight = reshaped(linear.weight.T, (outputs, inputs // math.prod(kernel), *kernel))
+    operands = [source, change.constant(weight, f"{hint}_weight")]
+    if linear.bias is not None:
+        operands.append(change.constant(linear.bias, f"{hint}_bias"))
+    attributes = {"kernel_shape": list(kernel)}
+    made = change.node("Conv", operands, attributes, hint=hint, name=node.name)
+    producer = made.producer()
+    if producer is not None and is_approximate(node):  # still a factor of a layer
+        producer.metadata_props.update(node.metadata_props)
+    return made
+
+
+def _source(change: Edit, chain: Chain) -> ir.Value:
+    """The [N, C, ...space] value the first convolution reads."""
     head = chain.head
     if head.pool is not None:
-        hint = head.pool.outputs[0].name or "pooled"
-        return change.node("GlobalAveragePool", [head.source], hint=hint, name=head.pool.name)
+        hint, op_type = head.pool.outputs[0].name or "pooled", POOLS[head.pool.op_type]
+        return change.node(op_type, [head.source], hint=hint, name=head.pool.name)
     if head.nodes:
         return head.source
-    shape = change.constant(np.asarray([0, -1, 1, 1], np.int64), f"{head.source.name}_shape")
+    target = np.asarray([0, -1, *(1 for _ in head.kernel)], np.int64)
+    shape = change.constant(target, f"{head.source.name}_shape")
     return change.node("Reshape", [head.source, shape], hint=head.source.name or "x")
 
 

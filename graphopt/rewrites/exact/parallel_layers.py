@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.constants import constant, is_splat
+from graphopt.graph.edit import is_approximate
 from graphopt.graph.scope import Scope, follower, is_op
 from graphopt.graph.views import ConvView, LinearView
 from graphopt.rewrites.exact.as_kernel import LAYER_OPS
@@ -65,7 +66,7 @@ class Layer:
     @property
     def is_factor(self) -> bool:
         """Whether it is a part of a layer that an approximation took apart."""
-        return self.node.metadata_props.get("graphopt.kind") == "approximate"
+        return is_approximate(self.node)
 
     def function(self, length: int) -> Traits:
         """What the first `length` nodes behind it compute; equal for equal functions."""

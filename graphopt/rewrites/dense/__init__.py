@@ -1,0 +1,1 @@
+"""A classifier made fully convolutional: from one answer a picture to a map of answers."""
