@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from graphopt.calibration.synthetic import draw
+from graphopt.cost.latency import SURE
 from graphopt.cost.recall import Recall
 from graphopt.cost.table import LatencyTable
 from graphopt.errors import BudgetError
@@ -13,13 +15,16 @@ from graphopt.evidence import gather
 from graphopt.graph.scope import Scope, site_of
 from graphopt.job import Job
 from graphopt.planning.budget import Budget, Limit
+from graphopt.planning.caution import caution
 from graphopt.planning.choices import Choice, error_alone, price, with_candidates
 from graphopt.planning.fitting import symmetric
+from graphopt.planning.forced import ForcedLayer, candidate_of, keep_to, priced
 from graphopt.planning.frontier import stops
 from graphopt.planning.guard import Guard
 from graphopt.planning.menus import layers_of, menus
 from graphopt.planning.notebook import Notebook
 from graphopt.planning.plan import choose
+from graphopt.planning.ranks import parse, structures
 from graphopt.planning.screening import estimates, low_rank
 from graphopt.planning.search import Plan as Choices
 from graphopt.planning.search import sequence
@@ -59,10 +64,15 @@ class Approximation:
 
 
 def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
-    """Search for the fastest plan inside the budget; without a budget, inside the exact tolerance."""
+    """Search for the fastest plan inside the budget; without a budget, inside the exact tolerance.
+
+    With `--ranks` there is nothing to search for.
+    """
     options, scope = job.options, exact.scope
     if not options.verify:
         return Approximation()
+    if options.ranks is not None:
+        return _forced(job, exact, options.ranks)
     # Without a budget only exactly low-rank weights matter, which iterative fits do not find.
     schemes = [s for s in job.selection.approximate if options.budget.given or not s.iterative]
     guard = _guard(job)
@@ -89,7 +99,9 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     if not options.budget.given:
         most = budget.max_error or 0.0
         offered = {
-            n: near for n, cs in offered.items() if (near := [c for c in cs if c.error <= most])
+            name: near
+            for name, candidates in offered.items()
+            if (near := [c for c in candidates if c.error * caution(c.layer.node) <= most])
         }
     if not offered:
         _demand_speedup(options.budget, scope, guard)
@@ -120,6 +132,29 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
         available,
         whole_us=prices.whole_us,
         closer=tuple(shared(one, (refit or symmetric)(one)) for one in closer),
+    )
+
+
+def _forced(job: Job, exact: Rewritten, ranks: str) -> Approximation:
+    """The plan that `--ranks` names, inside the budget if there is one."""
+    scope, model = exact.scope, job.source.model
+    wanted = structures(parse(ranks), scope, job.selection.approximate, model.graph, exact.applied)
+    layers = [structure.layer for structure in wanted]
+    about = repr((exact.keys, [layer.name for layer in layers]))
+    chapter = None if job.records is None else job.records.chapter(about)
+    # What was asked for may cost anything: it is fitted as inside the widest budget.
+    options = replace(job.options, budget=Budget(max_error=math.inf))
+    workshop, refit = gather(replace(job, options=options), scope, layers, chapter)
+    candidates = [candidate_of(structure, workshop) for structure in wanted]
+    guard = _guard(job)
+    stopwatch = job.stopwatch and replace(job.stopwatch, effort=SURE)
+    plan, whole_us = priced(candidates, scope, guard, stopwatch, job.progress, chapter)
+    job.progress.stage("Fitting", None)
+    fitted = {one.candidate.layer.name: one for one in (refit or symmetric)(plan)}
+    keep_to(job.options.budget, guard, with_candidates(scope, list(fitted.values())))
+    return Approximation(
+        tuple((choice, ForcedLayer.of(fitted[choice.layer])) for choice in plan),
+        whole_us=whole_us,
     )
 
 
@@ -155,12 +190,13 @@ def _measured(
 
 def _guard(job: Job) -> ReferenceGuard:
     parts, path, threads = job.inputs.split, job.source.path, job.options.threads
+    dense = job.options.dense
     fitting = parts.fitting if parts.fitting.batches else parts.held_out
     timing = draw(job.source.model.graph, job.inputs.shapes, job.options.seed, batches=1)
     return ReferenceGuard(
         original=path,
-        fitting=Reference(path, fitting.first(_SENSITIVITY_SAMPLES), cores()),
-        evaluation=Reference(path, parts.held_out, cores(), job.reference.metric),
+        fitting=Reference(path, fitting.first(_SENSITIVITY_SAMPLES), cores(), maps=dense),
+        evaluation=Reference(path, parts.held_out, cores(), job.reference.metric, maps=dense),
         timing=timing.batches[0].feeds,
         threads=threads,
     )

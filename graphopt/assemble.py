@@ -22,12 +22,15 @@ from graphopt.graph.io import Source, digest, load
 from graphopt.graph.shapes import TensorInfo
 from graphopt.options import Options
 from graphopt.planning.budget import Budget
+from graphopt.planning.forced import remarks
 from graphopt.records import Records
 from graphopt.reporting.schema import (
     AccuracyDrop,
     BudgetUsed,
     Cost,
     Declined,
+    DenseMaps,
+    DenseSize,
     Estimate,
     FrontierPoint,
     Latency,
@@ -46,6 +49,7 @@ from graphopt.rewrites.ledger import Applied
 from graphopt.rewriting import Rewritten
 from graphopt.timing import with_prediction
 from graphopt.verification.proof import Limits, Proof
+from graphopt.verification.windows import SlideCheck
 
 _REPORTED = ("graphopt", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "scipy")
 
@@ -61,6 +65,7 @@ class Trial:
     latency: tuple[Latency, ...]
     rolled_back: tuple[Decline, ...]
     limits: Limits
+    slid: tuple[SlideCheck, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -233,7 +238,9 @@ def optimize_report(
         available=tuple(Estimate(error, ratio) for error, ratio in trial.found.available),
         notes=(
             *_notes(source, trial, outcome),
-            *_fitted_blindly(budget, trial.found.plan),
+            *_fitted_blindly(budget, trial.found.plan, forced=options.ranks is not None),
+            *_forced(options, trial.found.plan),
+            *_already_dense(options, trial.done),
             *_few_stops(options, trial.found),
             *outcome.closer.notes,
             *notes_on(records),
@@ -241,6 +248,7 @@ def optimize_report(
         seconds=dict(clock.seconds),
         peak_memory_bytes=peak_memory_bytes(),
         frontier=_frontier(options, inputs, outcome),
+        dense=_dense(trial),
     )
 
 
@@ -258,6 +266,44 @@ def _frontier(options: Options, inputs: Inputs, outcome: Outcome) -> tuple[Front
         trial.found.whole_us,
     )
     return (*outcome.closer.points, end)
+
+
+def _dense(trial: Trial) -> DenseMaps | None:
+    found = trial.done.dense
+    if found is None:
+        return None
+    return DenseMaps(
+        input=found.picture,
+        window=found.window,
+        stride=found.stride,
+        exact=found.inexact is None,
+        inexact_because=found.inexact,
+        sizes=tuple(_dense_size(check) for check in trial.slid),
+    )
+
+
+def _already_dense(options: Options, done: Rewritten) -> list[str]:
+    if not options.dense or done.dense is not None:
+        return []
+    return ["--dense: this network takes pictures of any size already, and nothing says for which"]
+
+
+def _dense_size(check: SlideCheck) -> DenseSize:
+    timing = check.timing
+    one_by_one = None if timing is None else timing.before_us * check.windows
+    return DenseSize(
+        picture=check.picture,
+        maps=dict(check.maps),
+        windows=check.windows,
+        relative_l2=check.relative_l2,
+        worst_window=check.worst_window,
+        top1_agreement=check.top1_agreement,
+        pass_us=None if timing is None else timing.after_us,
+        crops_us=one_by_one,
+        ratio=None if timing is None else timing.ratio / check.windows,
+        ratio_low=None if timing is None else timing.ratio_low / check.windows,
+        ratio_high=None if timing is None else timing.ratio_high / check.windows,
+    )
 
 
 def _few_stops(options: Options, found: Approximation) -> list[str]:
@@ -373,10 +419,14 @@ def _notes(source: Source, trial: Trial, outcome: Outcome) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _fitted_blindly(budget: Budget, plan: Plan) -> list[str]:
+def _fitted_blindly(budget: Budget, plan: Plan, *, forced: bool = False) -> list[str]:
     """What a plan without data was fitted to and what data would buy; nothing if there were data."""
     moments = [c.candidate.workshop.moments[c.layer] for c, _ in plan]
-    if not budget.given or not plan or any(part.samples for parts in moments for part in parts):
+    if (
+        not (budget.given or forced)
+        or not plan
+        or any(part.samples for parts in moments for part in parts)
+    ):
         return []
     known = sum(any(part.mean_input.any() for part in parts) for parts in moments)
     statistics = f" and batch statistics ({known} of {len(plan)} layers)" if known else " alone"
@@ -385,6 +435,15 @@ def _fitted_blindly(budget: Budget, plan: Plan) -> list[str]:
         "(--data) usually keep more accuracy (CIFAR-10 VGG at 3x: 2.0 points lost by the weights alone, 1.3 "
         "with 64 images, 1.0 with 256; thin networks at 1.2x: 12-16 against 0.3-0.5)"
     ]
+
+
+def _forced(options: Options, plan: Plan) -> list[str]:
+    """What a designer should know of what `--ranks` asked for; nothing without it."""
+    if options.ranks is None:
+        return []
+    limited = options.budget.max_error is not None or options.budget.max_drop is not None
+    free = "--ranks without --max-error or --max-drop: the error is measured, not limited"
+    return [*(() if limited else (free,)), *remarks(tuple(choice for choice, _ in plan))]
 
 
 def _overridable(model: ir.Model) -> int:

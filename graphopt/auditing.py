@@ -6,24 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
-import scipy.linalg  # noqa: F401  (its threads can be limited only once it is loaded)
-from threadpoolctl import threadpool_limits
 
 from graphopt._version import __version__
 from graphopt.assemble import declined, model_file, rewrite_entry, totals, versions
 from graphopt.calibration.prepare import prepare
 from graphopt.cost.channel_block import channel_block
-from graphopt.cost.counts import macs, parameters
+from graphopt.cost.counts import macs, node_parameters, node_weight_bytes
 from graphopt.cost.stopwatch import Stopwatch
 from graphopt.cost.table import LatencyTable
 from graphopt.cost.totals import model_cost
 from graphopt.errors import InputError
 from graphopt.graph.constants import constant
 from graphopt.graph.io import load
-from graphopt.graph.scope import Scope, is_op, site_of
+from graphopt.graph.scope import Scope, attribute_int, is_op, site_of
 from graphopt.graph.shapes import infer
 from graphopt.options import Options
 from graphopt.planning.choices import context_of, time_candidate
+from graphopt.planning.forced import respecting
 from graphopt.planning.menus import layers_of, menus
 from graphopt.planning.workshop import Candidate, Workshop, identity_moments
 from graphopt.progress import Progress, Silent
@@ -31,6 +30,7 @@ from graphopt.reporting.schema import AuditReport, Cost, LayerAudit, Saving
 from graphopt.rewrites.gate import MeasuredGate
 from graphopt.rewrites.ledger import Permit
 from graphopt.rewriting import Rewritten, rewrite_exactly
+from graphopt.runtime import one_blas_thread
 from graphopt.selection import select
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "DeformConv", "ConvInteger", "MatMulInteger")
@@ -51,7 +51,7 @@ def audit(
         InputError: The model or the options cannot be used as given.
     """
     options, progress = options or Options(), progress or Silent()
-    with threadpool_limits(limits=1):
+    with one_blas_thread(factorizing=True):
         return _audit(path, options, progress, command)
 
 
@@ -72,13 +72,14 @@ def _audit(path: Path, options: Options, progress: Progress, command: str) -> Au
     infos = infer(source.model, inputs.shapes)
     stopwatch = Stopwatch(LatencyTable(), options.threads) if options.bench else None
     progress.stage("Rewriting")
-    exact = rewrite_exactly(source.model, selection.exact, infos, MeasuredGate(stopwatch), Permit())
+    rewrites = respecting(selection.exact)
+    exact = rewrite_exactly(source.model, rewrites, infos, MeasuredGate(stopwatch), Permit())
     scope = exact.scope
     layers, unfit = layers_of(scope, selection.approximate)
     metric = {layer.name: identity_moments(layer) for layer in layers}
     workshop = Workshop(metric, channel_block())
     offered, refused = menus(layers, selection.approximate, workshop, progress)
-    nodes = [node for node in scope.graph if is_op(node, *_LAYERS) and _weights(node)]
+    nodes = [node for node in scope.graph if is_op(node, *_LAYERS) and node_parameters(node)]
     progress.stage("Measuring layers", len(nodes))
     rows = []
     for node in nodes:
@@ -100,30 +101,29 @@ def _audit(path: Path, options: Options, progress: Progress, command: str) -> Au
     )
 
 
-def _weights(node: ir.Node) -> int:
-    found = 0
-    for value in node.inputs[1:3]:
-        array = constant(value)
-        if array is not None and value is not None:
-            found += array.size if value.const_value is None else parameters(value.const_value)
-    return found
-
-
 def _layer(
     scope: Scope, node: ir.Node, candidates: Sequence[Candidate], stopwatch: Stopwatch | None
 ) -> LayerAudit:
     shape = scope.shape(node.outputs[0])
     microseconds = None if stopwatch is None else stopwatch.alone(scope, context_of(scope, node))
-    tensors = [v.const_value for v in node.inputs[1:3] if v is not None and v.const_value]
     cost = Cost(
         nodes=1,
-        parameters=_weights(node),
-        weight_bytes=sum(int(tensor.nbytes) for tensor in tensors),
+        parameters=node_parameters(node),
+        weight_bytes=node_weight_bytes(node),
         macs=macs(node, scope.infos),
         latency_us=microseconds,
     )
     savings = [_saving(scope, node, candidate, cost, stopwatch) for candidate in _shown(candidates)]
-    return LayerAudit(site_of(node)[0], node.op_type, shape or (), cost, tuple(savings))
+    weight = constant(node.inputs[1])
+    return LayerAudit(
+        name=site_of(node)[0],
+        op_type=node.op_type,
+        output_shape=shape or (),
+        cost=cost,
+        savings=tuple(savings),
+        weight_shape=() if weight is None else tuple(weight.shape),
+        group=attribute_int(node, "group", 1),
+    )
 
 
 def _shown(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -84,6 +84,14 @@ def optimize(
     speedup: Annotated[
         float | None, typer.Option(help="Speed-up to reach with the least error (2 = twice).")
     ] = None,
+    ranks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="<layer=rank,...>",
+            help="Factor these layers like this, and no others: conv1=64,conv2=two-sided:64x64.",
+            show_default=False,
+        ),
+    ] = None,
     eval_data: EvalData = None,
     preprocess: Preprocess = None,
     metric: MetricOption = None,
@@ -132,6 +140,10 @@ def optimize(
             min=2, max=100, help="Write so many models, from close to the original to the budget."
         ),
     ] = None,
+    dense: Annotated[
+        bool,
+        typer.Option("--dense", help="A map of answers for pictures larger than it was made for."),
+    ] = False,
     report: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the checks as JUnit XML.")] = None,
@@ -167,6 +179,8 @@ def optimize(
         output=output,
         resume=resume,
         pareto=pareto,
+        dense=dense,
+        ranks=None if ranks is None else ",".join(ranks),
     )
     from graphopt.destination import output_paths
 

@@ -38,7 +38,7 @@ def verify(
     source, inputs = _both(original, other, options)
     metric = None if options.metric is None else load_metric(options.metric)
     held_out = inputs.split.held_out
-    reference = Reference(original, held_out, options.threads, metric, progress)
+    reference = Reference(original, held_out, options.threads, metric, progress, maps=True)
     if options.budget.max_drop is not None and not reference.has_metric:
         raise InputError("--max-drop needs data with labels, or --metric file.py:function")
     error = options.budget.max_error

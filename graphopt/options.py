@@ -23,7 +23,8 @@ class Options:
     only rewrites to use (None: all); skip: names not to use. threads: for measuring and verifying.
     preprocess: how pictures become inputs ("size=224,mean=0.5"). grow: let constant folding make
     the file bigger. resume: a folder to keep statistics in, and to go on from. pareto: write so many models,
-    from close to the original to what the budget allows.
+    from close to the original to what the budget allows. ranks: the structures of `--ranks`, in place of a
+    search ("conv1=64,conv2=two-sided:64x64"). dense: make the network fully convolutional.
     """
 
     budget: Budget = field(default_factory=Budget)
@@ -48,3 +49,5 @@ class Options:
     output: Path | None = None
     resume: Path | None = None
     pareto: int | None = None
+    ranks: str | None = None
+    dense: bool = False

@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import scipy.linalg  # noqa: F401  (its threads can be limited only once it is loaded)
-from threadpoolctl import threadpool_limits
-
 from graphopt._version import __version__
 from graphopt.approximation import Approximation, Plan, approximate
 from graphopt.assemble import Outcome, Trial, optimize_report
@@ -20,21 +17,27 @@ from graphopt.calibration.readers import load_metric
 from graphopt.clock import Clock
 from graphopt.cost.stopwatch import Stopwatch
 from graphopt.cost.table import LatencyTable
+from graphopt.densifying import check_windows, made_dense
 from graphopt.destination import at_point, destination_of, output_paths, staged
-from graphopt.errors import InputError, VerificationError
+from graphopt.errors import BudgetError, InputError, VerificationError
 from graphopt.frontier import check_pareto, closer
 from graphopt.graph.io import Source, load, session_source
 from graphopt.graph.shapes import infer
 from graphopt.job import Job
 from graphopt.options import Options
+from graphopt.planning.forced import respecting
+from graphopt.planning.ranks import check_schemes, parse
 from graphopt.progress import Progress, Silent
 from graphopt.reporting.schema import OptimizeReport
 from graphopt.resuming import check_resume, open_records
+from graphopt.rewrites import all_rewrites
+from graphopt.rewrites.approximate.scheme import Scheme
 from graphopt.rewrites.base import Decline
+from graphopt.rewrites.dense.changes import NAME as DENSE
 from graphopt.rewrites.gate import MeasuredGate
-from graphopt.rewrites.ledger import Key, Permit
+from graphopt.rewrites.ledger import Applied, Key, Permit
 from graphopt.rewriting import Rewritten, apply_plan, finished, rewrite_exactly
-from graphopt.runtime import open_session
+from graphopt.runtime import one_blas_thread, open_session
 from graphopt.selection import select
 from graphopt.timing import time_files
 from graphopt.verification.blame import first_bad
@@ -54,8 +57,7 @@ def optimize(
         VerificationError: The result is not what the original computes; nothing was written.
         BudgetError: The budget cannot be met; nothing was written.
     """
-    # Many small factorizations: BLAS threads cost far more than they give.
-    with threadpool_limits(limits=1):
+    with one_blas_thread():
         job = _settle(path, options or Options(), progress or Silent())
         outcome = _write_what_holds(job)
         return optimize_report(
@@ -69,6 +71,8 @@ def _settle(path: Path, options: Options, progress: Progress) -> Job:
     check_resume(options)
     check_pareto(options)
     selection = select(options)
+    selection = replace(selection, exact=respecting(selection.exact))
+    _check_ranks(options)
     progress.stage("Reading")
     with clock.stage("read"):
         source = load(path)
@@ -91,7 +95,9 @@ def _settle(path: Path, options: Options, progress: Progress) -> Job:
         )
         infos = infer(source.model, inputs.shapes)
     metric = None if options.metric is None else load_metric(options.metric)
-    reference = Reference(path, inputs.split.held_out, options.threads, metric, progress)
+    reference = Reference(
+        path, inputs.split.held_out, options.threads, metric, progress, maps=options.dense
+    )
     if options.budget.max_drop is not None and not reference.has_metric:
         raise InputError("--max-drop needs data with labels, or --metric file.py:function")
     if options.budget.given and not options.verify:
@@ -115,6 +121,18 @@ def _settle(path: Path, options: Options, progress: Progress) -> Job:
     )
 
 
+def _check_ranks(options: Options) -> None:
+    """Raise InputError for `--ranks` that cannot be read or makes no sense with other options."""
+    if options.ranks is None:
+        return
+    schemes = [rewrite.name for rewrite in all_rewrites() if isinstance(rewrite, Scheme)]
+    check_schemes(parse(options.ranks), schemes)
+    if not options.verify:
+        raise InputError("--ranks approximates, which has to be measured: drop --no-verify")
+    if options.pareto is not None:
+        raise InputError("--pareto shows what a search finds, but --ranks leaves nothing to find")
+
+
 def _check_runs(path: Path) -> None:
     try:
         open_session(path, level="disable_all")
@@ -127,7 +145,8 @@ def _limits(source: Source, options: Options) -> Limits:
     tolerance = exact_tolerance(source.model)
     if budget.max_error is not None:
         return Limits(max(budget.max_error, tolerance), budget.max_drop)
-    return Limits(None if budget.given else tolerance, budget.max_drop)
+    free = budget.given or options.ranks is not None
+    return Limits(None if free else tolerance, budget.max_drop)
 
 
 def _write_what_holds(job: Job) -> Outcome:
@@ -135,7 +154,7 @@ def _write_what_holds(job: Job) -> Outcome:
     permit, rolled_back = Permit(), list[Decline]()
     while True:
         exact = _exact(job, permit)
-        with job.clock.stage("plan"):
+        with job.clock.stage("plan"), one_blas_thread(factorizing=job.options.verify):
             found = approximate(job, exact, permit)
         done = _complete(job, exact, found.plan, permit)
         options = at_point(job.source.path, job.options, len(found.closer) + 1)
@@ -150,11 +169,16 @@ def _write_what_holds(job: Job) -> Outcome:
                 job.progress.stage("Timing")
                 with job.clock.stage("bench"):
                     latency = time_files(job.source, stage.path, job.inputs, job.options)
-                trial = replace(trial, proof=proof, latency=latency)
+                slid = check_windows(job, done, stage.path)
+                trial = replace(trial, proof=proof, latency=latency, slid=slid)
                 with closer(job, exact, found, permit) as others:
                     return Outcome.of(trial, stage, options, others)
         culprit = _blame(job, exact, found, proof, permit)
-        if job.options.on_fail == "stop" or len(rolled_back) >= _MOST_ROLLBACKS:
+        forced = _is_forced(done, culprit)
+        if forced and job.limits != Limits(None):
+            raise BudgetError(f"--ranks breaks a limit: {proof.reason}. Nothing was written")
+        kept = forced or culprit.rewrite == DENSE  # asked for: neither is dropped quietly
+        if kept or job.options.on_fail == "stop" or len(rolled_back) >= _MOST_ROLLBACKS:
             raise VerificationError(f"{proof.reason}; {culprit.reason}. Nothing was written")
         rolled_back.append(culprit)
         permit = Permit(permit.blocked | {_key(done, culprit)})
@@ -162,10 +186,10 @@ def _write_what_holds(job: Job) -> Outcome:
 
 def _exact(job: Job, permit: Permit) -> Rewritten:
     job.progress.stage("Rewriting")
+    gate = MeasuredGate(job.stopwatch)
     with job.clock.stage("rewrite"):
-        return rewrite_exactly(
-            job.source.model, job.selection.exact, job.infos, MeasuredGate(job.stopwatch), permit
-        )
+        done = rewrite_exactly(job.source.model, job.selection.exact, job.infos, gate, permit)
+        return made_dense(job, done, gate, permit) if job.options.dense else done
 
 
 def _complete(job: Job, exact: Rewritten, plan: Plan, permit: Permit) -> Rewritten:
@@ -211,9 +235,18 @@ def _plan_within(exact: Rewritten, plan: Plan, count: int) -> Plan:
     return plan if count >= len(exact.applied) else ()
 
 
+def _is_forced(done: Rewritten, culprit: Decline) -> bool:
+    """Whether the culprit is what `--ranks` asked for: that is not dropped quietly."""
+    return bool(_applied(done, culprit).options.get("forced"))
+
+
 def _key(done: Rewritten, culprit: Decline) -> Key:
+    return _applied(done, culprit).key
+
+
+def _applied(done: Rewritten, culprit: Decline) -> Applied:
     return next(
-        change.key
+        change
         for change in done.applied
         if change.name == culprit.rewrite and change.site == culprit.site
     )

@@ -52,7 +52,7 @@ def open_records(
         "metric": _metric(options),
         "seed": str(options.seed),
         "method": repr(options.method),
-        "rewrites": repr((rewrites, options.target, options.freeze, options.grow)),
+        "rewrites": repr((rewrites, options.target, options.freeze, options.grow, options.dense)),
         "libraries": f"numpy {np.__version__}, scipy {scipy.__version__}",
         "machine": f"{machine()}, {cores()} processors, blocks of {channel_block()}",
     }

@@ -19,19 +19,24 @@ from graphopt.planning.choices import Choice
 from graphopt.planning.workshop import Realised
 from graphopt.rewrites.base import Decline, ExactRewrite, WholeModelPass
 from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
+from graphopt.rewrites.dense.make import Dense
 from graphopt.rewrites.driver import Driver, Gate
 from graphopt.rewrites.ledger import Applied, Key, Ledger, Permit, entry
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A rewritten model, still annotated with shapes: what was done to it and what was not."""
+    """A rewritten model, still annotated with shapes: what was done to it and what was not.
+
+    dense: with `--dense`, what its maps are.
+    """
 
     model: ir.Model
     scope: Scope
     applied: tuple[Applied, ...]
     declined: tuple[Decline, ...]
     annotations: Annotations
+    dense: Dense | None = None
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -117,7 +122,12 @@ def apply_plan(
         )
     driver.to_fixpoint(rewrites)
     return Rewritten(
-        clone, scope, tuple(driver.ledger.applied), tuple(driver.declined), done.annotations
+        clone,
+        scope,
+        tuple(driver.ledger.applied),
+        tuple(driver.declined),
+        done.annotations,
+        done.dense,
     )
 
 

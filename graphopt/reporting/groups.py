@@ -15,6 +15,8 @@ from graphopt.reporting.schema import (
     Totals,
 )
 
+_VARIANTS = {"ConvTranspose": "transposed", "DeformConv": "deformable", "ConvInteger": "integer"}
+
 _KIND_ORDER: dict[Kind, int] = {"clean-up": 0, "exact": 1, "approximate": 2}
 
 
@@ -37,6 +39,16 @@ class DeclinedGroup:
     name: str
     reason: str
     sites: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """All layers of one kind (see `layer_kind`)."""
+
+    kind: str
+    layers: int
+    macs: int
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,48 @@ def ranked_layers(layers: Sequence[LayerAudit]) -> tuple[LayerAudit, ...]:
     if all(layer.cost.latency_us is not None for layer in layers):
         return tuple(sorted(layers, key=lambda layer: -(layer.cost.latency_us or 0.0)))
     return tuple(sorted(layers, key=lambda layer: -layer.cost.macs))
+
+
+def layer_kind(layer: LayerAudit) -> str | None:
+    """What kind of layer this is: "pointwise", "depthwise 3x3", "5x5"...; None where it is unknown.
+
+    A 1x1 convolution is pointwise whatever its strides are, as in the shortcuts of a ResNet.
+    """
+    if layer.op_type in ("Gemm", "MatMul", "MatMulInteger"):
+        return "fully connected"
+    if len(layer.weight_shape) < 3:
+        return None
+    size = "x".join(map(str, layer.weight_shape[2:]))
+    words = [_VARIANTS[layer.op_type]] if layer.op_type in _VARIANTS else []
+    if layer.group > 1:
+        # Of a ConvTranspose the weight is [C, O / group, kernel].
+        each = (
+            layer.weight_shape[0] // layer.group
+            if words == ["transposed"]
+            else layer.weight_shape[1]
+        )
+        words.append("depthwise" if each == 1 else "grouped")
+    pointwise = not words and set(layer.weight_shape[2:]) == {1}
+    return "pointwise" if pointwise else " ".join([*words, size])
+
+
+def group_layers(layers: Iterable[LayerAudit]) -> tuple[LayerGroup, ...]:
+    """One group for each kind of layer that is known, the most MACs first."""
+    grouped: dict[str, list[LayerAudit]] = {}
+    for layer in layers:
+        kind = layer_kind(layer)
+        if kind is not None:
+            grouped.setdefault(kind, []).append(layer)
+    groups = [
+        LayerGroup(
+            kind,
+            len(members),
+            sum(layer.cost.macs for layer in members),
+            sum(layer.cost.parameters for layer in members),
+        )
+        for kind, members in grouped.items()
+    ]
+    return tuple(sorted(groups, key=lambda group: (-group.macs, -group.parameters)))
 
 
 def useful_savings(layer: LayerAudit) -> tuple[Saving, ...]:

@@ -123,6 +123,7 @@ def _environment() -> Environment:
         typeset=typeset,
     )
     environment.globals.update(
+        dense_phrase=verdicts.dense_phrase,
         error_phrase=verdicts.error_phrase,
         file_name=verdicts.file_name,
         metric_value=verdicts.metric_value,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from graphopt.reporting import units
 from graphopt.reporting.cells import WIDE, stacked, table, text
-from graphopt.reporting.groups import ranked_layers, useful_savings
+from graphopt.reporting.groups import group_layers, ranked_layers, useful_savings
 from graphopt.reporting.schema import AuditReport, Latency, LayerAudit, OutputCheck, Saving
 from graphopt.reporting.verdict import speedup_interval, unequal_share
 
@@ -59,6 +59,24 @@ def checks_table(checks: Iterable[OutputCheck], console: Console) -> Table:
             units.rate(check.top1_agreement),
             unequal_share(check),
             text("ok", "green") if check.passed else text("FAILED", "bold red"),
+        )
+    return made
+
+
+def kinds_table(report: AuditReport) -> Table:
+    """One row for each kind of layer, the most MACs first."""
+    made = table(
+        ("kind", "left"), ("layers", "right"), ("MACs", "right"), ("share", "right"),
+        ("parameters", "right"),
+    )  # fmt: skip
+    whole = report.totals.macs
+    for group in group_layers(report.layers):
+        made.add_row(
+            text(group.kind),
+            units.count(group.layers),
+            units.count(group.macs),
+            units.percent(group.macs / whole if whole else 0.0),
+            units.count(group.parameters),
         )
     return made
 

@@ -218,6 +218,46 @@ class FrontierPoint:
 
 
 @dataclass(frozen=True)
+class DenseSize:
+    """One larger picture: the dense network's cells against the original on every window of it.
+
+    `picture` is its height and width, `maps` the shapes of the outputs. `relative_l2` is over all
+    windows, `worst_window` that of the one farthest off (null without float outputs),
+    `top1_agreement` the share of windows with the same class. `pass_us` is one dense pass,
+    `crops_us` the original on all windows one by one (so many times the measured time of one),
+    `ratio` the first to the second.
+    """
+
+    picture: tuple[int, ...]
+    maps: dict[str, tuple[int, ...]]
+    windows: int
+    relative_l2: float | None
+    worst_window: float | None
+    top1_agreement: float | None
+    pass_us: float | None = None
+    crops_us: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+
+
+@dataclass(frozen=True)
+class DenseMaps:
+    """What `--dense` made: answers to windows of `window` pixels, `stride` pixels apart.
+
+    `exact` says that every cell is what the original answers on its window; otherwise
+    `inexact_because` says what reaches beyond the window, and `sizes` how far cells are off.
+    """
+
+    input: str
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    exact: bool
+    inexact_because: str | None
+    sizes: tuple[DenseSize, ...]
+
+
+@dataclass(frozen=True)
 class OptimizeReport:
     """Everything `graphopt optimize` did: what an auditor reads."""
 
@@ -240,6 +280,7 @@ class OptimizeReport:
     seconds: dict[str, float]
     peak_memory_bytes: int
     frontier: tuple[FrontierPoint, ...] = ()
+    dense: DenseMaps | None = None
     schema_version: str = SCHEMA_VERSION
 
 
@@ -262,13 +303,18 @@ class Saving:
 
 @dataclass(frozen=True)
 class LayerAudit:
-    """One layer with weights: its cost, its measured time, and what could be saved."""
+    """One layer with weights: its cost, its measured time, and what could be saved.
+
+    `weight_shape` and `group` are those of the file: of a convolution [O, C / group, kernel].
+    """
 
     name: str
     op_type: str
     output_shape: tuple[int, ...]
     cost: Cost
     savings: tuple[Saving, ...]
+    weight_shape: tuple[int, ...] = ()
+    group: int = 1
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from graphopt.reporting import units
-from graphopt.reporting.groups import group_declined, potential
+from graphopt.reporting.groups import group_declined, group_layers, potential
 from graphopt.reporting.schema import (
     AuditReport,
     Declined,
+    DenseMaps,
     Estimate,
     Latency,
     OptimizeReport,
@@ -21,6 +22,8 @@ from graphopt.reporting.schema import (
 )
 from graphopt.reporting.verdict import (
     Status,
+    dense_phrase,
+    dense_title,
     error_phrase,
     file_name,
     prediction_phrase,
@@ -50,6 +53,7 @@ def print_optimize(report: OptimizeReport, console: Console, *, verbose: bool = 
     sites = tables.sites_table(report.rewrites, console, verbose=verbose)
     if sites is not None:
         _section(console, "Approximate rewrites, site by site", sites)
+    _dense(report.dense, console)
     _declined(report.declined, console, verbose=verbose)
     console.print()
     _predicted(report.latency, console)
@@ -76,6 +80,8 @@ def print_audit(report: AuditReport, console: Console) -> None:
         threads = units.plural(report.threads, "thread")
         title = f"Layers, most expensive first ({threads})"
         _section(console, title, measured_tables.layers_table(report, console))
+    if group_layers(report.layers):
+        _section(console, "Kinds of layers", measured_tables.kinds_table(report))
     _declined(report.declined, console, verbose=False)
     console.print()
     _potential(report, console)
@@ -118,6 +124,19 @@ def print_verification(verification: Verification, console: Console) -> None:
         )
         _line(console, f"{text} ({units.error(noise)} between the two levels)", "dim")
     _rolled_back(verification, console)
+
+
+def _dense(dense: DenseMaps | None, console: Console) -> None:
+    """Where the windows are, what cells are worth, and how they were measured."""
+    from graphopt.reporting.dense_table import dense_table
+
+    if dense is None:
+        return
+    console.print()
+    _line(console, dense_title(dense), "bold")
+    if dense.sizes:
+        console.print(dense_table(dense, console))
+    _line(console, dense_phrase(dense), "dim")
 
 
 def _headline(report: OptimizeReport, console: Console) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 from graphopt.reporting import units
 from graphopt.reporting.schema import (
     AccuracyDrop,
+    DenseMaps,
     Latency,
     ModelFile,
     OptimizeReport,
@@ -145,6 +146,21 @@ def _speed(latencies: tuple[Latency, ...]) -> str:
     if len(latencies) == 1:
         return speed_phrase(latencies[0])
     return ", ".join(f"{speed_phrase(entry)} at batch {entry.batch}" for entry in latencies)
+
+
+def dense_title(dense: DenseMaps) -> str:
+    """What the cells of a dense network are: `Dense: an answer for every 224x224 window, ...`."""
+    window, stride = ("x".join(map(str, sizes)) for sizes in (dense.window, dense.stride))
+    return f"Dense: an answer for every window of {window} pixels, {stride} pixels apart"
+
+
+def dense_phrase(dense: DenseMaps) -> str:
+    """Whether cells are what the original answers on their windows."""
+    measured = "" if dense.sizes else ", by how much was not measured"
+    if dense.inexact_because is not None:
+        because = units.clean(dense.inexact_because)
+        return f"cells see more than their windows, so their answers differ ({because}){measured}"
+    return "nothing reaches beyond a window: every cell is the answer to its window"
 
 
 def _savings(report: OptimizeReport) -> tuple[str, ...]:

@@ -58,7 +58,8 @@ class Reference:
     """The original model with inputs, ready to be compared with.
 
     metric: `metric(outputs, batch) -> float`, averaged over samples; None uses top-1 accuracy of
-    the first classifying output if the data carry labels.
+    the first classifying output if the data carry labels. maps: results may be dense: maps of one
+    cell [N, C, 1, 1] where the original has [N, C].
     """
 
     model: str | Path | bytes
@@ -66,6 +67,7 @@ class Reference:
     threads: int = 1
     metric: Metric | None = None
     progress: Progress = field(default_factory=Silent)
+    maps: bool = False
     _session: Any = None
     _own_noise: Mapping[str, float] | None = None
     _judge: Judge | None = None
@@ -117,6 +119,8 @@ class Reference:
         winners: list[Array] = []
         for batch, expected in self.outputs():
             found = run(session, batch.feeds)
+            if self.maps:
+                found = [_of_one_cell(z, y) for y, z in zip(expected, found, strict=True)]
             for name, y, z in zip(names, expected, found, strict=True):
                 _check_comparable(name, y, z)
                 dtypes[name] = str(y.dtype)
@@ -199,6 +203,16 @@ class Reference:
             "the data carry labels, but no output is a classification: leave them out, or give "
             "--metric file.py:function"
         )
+
+
+def _of_one_cell(array: Any, reference: Any) -> Any:
+    """A map of one cell in the original's shape; anything else as it is."""
+    if not isinstance(array, np.ndarray) or not isinstance(reference, np.ndarray):
+        return array
+    rank = reference.ndim
+    if array.shape[:rank] == reference.shape and set(array.shape[rank:]) == {1}:
+        return array.reshape(reference.shape)
+    return array
 
 
 def _check_comparable(name: str, reference: Any, other: Any) -> None:

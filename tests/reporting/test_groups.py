@@ -7,7 +7,9 @@ import pytest
 from graphopt.reporting.groups import (
     approximate_entries,
     group_declined,
+    group_layers,
     group_rewrites,
+    layer_kind,
     potential,
     ranked_layers,
     useful_savings,
@@ -66,3 +68,44 @@ def test_potential_takes_the_best_saving_within_each_limit(samples):
     expected = {0.01: 1 - 0.32 * saved, 0.05: 1 - 0.61 * saved, 0.2: 1 - 0.8 * saved}
     assert found == pytest.approx(expected, abs=1e-6)
     assert [entry.weight_error for entry in potential(report, (0.001, 0.01, 0.02))] == [0.01]
+
+
+@pytest.mark.parametrize(
+    ("op_type", "weight", "group", "kind"),
+    [
+        ("Conv", (64, 32, 1, 1), 1, "pointwise"),  # whatever its strides: a ResNet's shortcut
+        ("Conv", (64, 32, 1), 1, "pointwise"),
+        ("Conv", (64, 32, 1, 3), 1, "1x3"),
+        ("Conv", (64, 32, 5, 5), 1, "5x5"),
+        ("Conv", (64, 1, 3, 3), 64, "depthwise 3x3"),
+        ("Conv", (128, 1, 3, 3), 64, "depthwise 3x3"),
+        ("Conv", (64, 16, 3, 3), 4, "grouped 3x3"),
+        ("Conv", (64, 16, 1, 1), 4, "grouped 1x1"),
+        ("ConvTranspose", (64, 32, 2, 2), 1, "transposed 2x2"),
+        ("ConvTranspose", (64, 1, 4, 4), 64, "transposed depthwise 4x4"),
+        ("ConvTranspose", (64, 2, 4, 4), 32, "transposed grouped 4x4"),
+        ("DeformConv", (64, 32, 3, 3), 1, "deformable 3x3"),
+        ("Gemm", (10, 64), 1, "fully connected"),
+        ("MatMul", (), 1, "fully connected"),
+        ("Conv", (), 1, None),
+    ],
+)
+def test_kinds_of_layers(samples, op_type, weight, group, kind):
+    layer = replace(
+        samples.audit_report().layers[0], op_type=op_type, weight_shape=weight, group=group
+    )
+    assert layer_kind(layer) == kind
+
+
+def test_layers_are_grouped_by_kind(samples):
+    one, two, *_ = samples.audit_report().layers
+    layers = [
+        replace(one, op_type="Conv", weight_shape=(8, 8, 1, 1), cost=replace(one.cost, macs=5)),
+        replace(two, op_type="Conv", weight_shape=(8, 8, 3, 3), cost=replace(two.cost, macs=9)),
+        replace(one, op_type="Conv", weight_shape=(4, 8, 1, 1), cost=replace(one.cost, macs=7)),
+        replace(one, op_type="Conv", weight_shape=()),
+    ]
+    first, second = group_layers(layers)
+    assert (first.kind, first.layers, first.macs) == ("pointwise", 2, 12)
+    assert first.parameters == 2 * one.cost.parameters
+    assert (second.kind, second.layers, second.macs) == ("3x3", 1, 9)
