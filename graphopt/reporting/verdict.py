@@ -15,6 +15,7 @@ from graphopt.reporting import units
 from graphopt.reporting.schema import (
     AccuracyDrop,
     DenseMaps,
+    DenseSize,
     Latency,
     ModelFile,
     OptimizeReport,
@@ -55,7 +56,8 @@ def verdict(report: OptimizeReport) -> Verdict:
     """What the headline says about `report`."""
     return Verdict(
         subject=f"{file_name(report.input)} -> {_written(report)}",
-        speed=_speed(report.latency) if report.rewrites else "nothing to rewrite",
+        speed=_dense_speed(report)
+        or (_speed(report.latency) if report.rewrites else "nothing to rewrite"),
         savings=_savings(report),
         error=error_phrase(report.verification) if report.verification else None,
         proof=proof_phrase(report.verification),
@@ -148,6 +150,23 @@ def _speed(latencies: tuple[Latency, ...]) -> str:
     return ", ".join(f"{speed_phrase(entry)} at batch {entry.batch}" for entry in latencies)
 
 
+def _dense_speed(report: OptimizeReport) -> str | None:
+    """What a dense network is for, and then the speed at the original size; None for others."""
+    found = _largest(report.dense)
+    if found is None or found.ratio is None:
+        return None
+    picture = "x".join(map(str, found.picture))
+    gain = units.times(1 / found.ratio)
+    windows = f"{found.windows} windows of {picture} pixels at {gain} the speed of separate crops"
+    return f"{windows}; at the original size {_speed(report.latency)}"
+
+
+def _largest(dense: DenseMaps | None) -> DenseSize | None:
+    """The timed picture with the most windows."""
+    timed = [size for size in dense.sizes if size.ratio is not None] if dense else []
+    return max(timed, key=lambda size: size.windows, default=None)
+
+
 def dense_title(dense: DenseMaps) -> str:
     """What the cells of a dense network are: `Dense: an answer for every 224x224 window, ...`."""
     window, stride = ("x".join(map(str, sizes)) for sizes in (dense.window, dense.stride))
@@ -221,4 +240,7 @@ def _status(report: OptimizeReport) -> Status:
         approximate and verification.samples.source == "synthetic"
     )
     faster = bool(report.latency) and all(entry.measurably_faster for entry in report.latency)
+    dense = _largest(report.dense)
+    if dense is not None and dense.ratio_high is not None:
+        faster = dense.ratio_high < 1
     return "good" if shown and (faster or not report.rewrites) else "caution"

@@ -12,6 +12,7 @@ from rich.console import Console
 from graphopt.reporting.html import render_html
 from graphopt.reporting.schema import DenseMaps, DenseSize
 from graphopt.reporting.terminal import print_optimize
+from graphopt.reporting.verdict import verdict
 
 SIZES = (
     DenseSize((256, 256), {"logits": (1, 1000, 2, 2)}, 4, 0.042, 0.051, 0.75),
@@ -46,6 +47,18 @@ def test_the_terminal_names_the_windows_and_the_map(report):
     narrow = [" ".join(line.split()) for line in terminal(report()).splitlines()]
     assert "384x384 1000x6x6 36 5.5% 8.1% 912 ms 7.30 s 12%" in narrow
     assert any("their answers differ (Conv 'conv1' pads)" in line for line in lines)
+
+
+def test_the_headline_says_what_it_is_for(report):
+    said = verdict(report())
+    assert said.speed.startswith(
+        "36 windows of 384x384 pixels at 8.00x the speed of separate crops; at"
+    )
+    assert "at the original size 2." in said.speed, "and what it costs there"
+    slower = replace(SIZES[1], ratio=1.2, ratio_low=1.1, ratio_high=1.3)
+    assert said.status == "good"
+    assert verdict(report(sizes=(slower,))).status == "caution"
+    assert "windows" not in verdict(report(sizes=())).speed
 
 
 @pytest.mark.parametrize("width", [40, 80, 110, 140])
