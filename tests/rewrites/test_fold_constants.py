@@ -141,6 +141,17 @@ def test_keepdims_is_ignored_where_the_parts_are_given() -> None:
     assert result.ops == ["SplitToSequence", "SequenceAt", "Relu"]
 
 
+def test_a_number_of_parts_that_only_run_time_knows_stays() -> None:
+    model = build(
+        """net (float[2,6,4] x, int64 parts) => (float y)
+        { two = Add(k, k) all = SplitToSequence<axis = 1>(x, parts)
+          first = SequenceAt(all, one) sum = ReduceSum<keepdims = 0>(first) y = Add(sum, two) }""",
+        opset=18,
+        weights={"one": np.asarray(0), "k": np.float32(1)},
+    )
+    assert "SplitToSequence" in optimize(model, *CLEANUP).ops
+
+
 def test_overridable_initializer_is_no_constant() -> None:
     model = build(
         "net (float[64] x) => (float[64] y) <double[64] k> { s = Cast<to=1>(k) y = Mul(x, s) }"

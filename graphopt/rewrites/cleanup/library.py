@@ -81,17 +81,24 @@ class FoldConstants(WholeModelPass):
 def _spoils_sequences(model: ir.Model) -> bool:
     """Whether the library, which makes a Split of a SplitToSequence on the side, would do it wrongly.
 
-    It knows the form of opset 18 alone, and squeezes by `keepdims`, which the operator ignores where
-    the parts are given (https://onnx.ai/onnx/operators/onnx__SplitToSequence.html).
+    It knows the form of opset 18 alone, squeezes by `keepdims`, which the operator ignores where
+    the parts are given (https://onnx.ai/onnx/operators/onnx__SplitToSequence.html), and fails on a
+    scalar number of parts that only run time knows.
     """
     for node in model.graph.all_nodes():
         if is_op(node, "SplitToSequence"):
-            given = len(node.inputs) > 1 and node.inputs[1] is not None
-            if given and not attribute_int(node, "keepdims", 1):
+            parts = node.inputs[1] if len(node.inputs) > 1 else None
+            if parts is not None and not attribute_int(node, "keepdims", 1):
+                return True
+            if parts is not None and parts.const_value is None and _is_scalar(parts):
                 return True
         if "Sequence" in node.op_type and (model.graph.opset_imports.get("") or 1) < 18:
             return True
     return False
+
+
+def _is_scalar(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) == 0
 
 
 def _should_fold(grow: bool, node: ir.Node) -> bool | None:
