@@ -27,6 +27,7 @@ from graphopt.planning.menus import layers_of, menus
 from graphopt.planning.workshop import Candidate, Workshop, identity_moments
 from graphopt.progress import Progress, Silent
 from graphopt.reporting.schema import AuditReport, Cost, LayerAudit, Saving
+from graphopt.rewrites.base import Decline
 from graphopt.rewrites.gate import MeasuredGate
 from graphopt.rewrites.ledger import Permit
 from graphopt.rewriting import Rewritten, rewrite_exactly
@@ -78,12 +79,18 @@ def _audit(path: Path, options: Options, progress: Progress, command: str) -> Au
     layers, unfit = layers_of(scope, selection.approximate)
     metric = {layer.name: identity_moments(layer) for layer in layers}
     workshop = Workshop(metric, channel_block())
-    offered, refused = menus(layers, selection.approximate, workshop, progress)
+    progress.stage("Factorizing", len(layers))
+    offered: dict[str, Sequence[Candidate]] = {}
+    refused: list[Decline] = []
+    for menu in menus(layers, selection.approximate, workshop):
+        offered[menu.layer] = menu.candidates
+        refused += menu.declined
+        progress.step(menu.layer)
     nodes = [node for node in scope.graph if is_op(node, *_LAYERS) and node_parameters(node)]
     progress.stage("Measuring layers", len(nodes))
     rows = []
     for node in nodes:
-        candidates = offered.get(node.outputs[0].name or "", [])
+        candidates = offered.get(node.outputs[0].name or "", ())
         rows.append(_layer(scope, node, candidates, stopwatch))
         progress.step(node.name or "")
     file = model_file(source)

@@ -37,8 +37,8 @@ def time_files(
 def _time(source: Source, result: Path, shapes: Mapping[str, Shape], options: Options) -> Latency:
     feeds = draw(source.model.graph, shapes, options.seed, batches=1).batches[0].feeds
     timing = compare(
-        open_session(source.path, threads=options.threads),
-        open_session(result, threads=options.threads),
+        open_session(source.path, threads=options.threads, timed=True),
+        open_session(result, threads=options.threads, timed=True),
         feeds,
         THOROUGH,
     )

@@ -43,8 +43,8 @@ class Stopwatch:
         try:
             with session_source(before) as a, session_source(after) as b:
                 timing = compare(
-                    open_session(a, threads=self.threads),
-                    open_session(b, threads=self.threads),
+                    open_session(a, threads=self.threads, timed=True),
+                    open_session(b, threads=self.threads, timed=True),
                     _feeds(before),
                     self.effort,
                 )
@@ -77,14 +77,14 @@ class Stopwatch:
         )
         try:
             with session_source(scope.model) as source:
-                whole = open_session(source, threads=self.threads)
+                whole = open_session(source, threads=self.threads, timed=True)
                 run(whole, feeds)
         except GraphoptError:
             return
         for key, fragment in fragments.items():
             try:
                 with session_source(fragment) as source:
-                    part = open_session(source, threads=self.threads)
+                    part = open_session(source, threads=self.threads, timed=True)
             except GraphoptError:
                 continue
             calls = _call(whole, feeds), _call(part, _feeds(fragment))

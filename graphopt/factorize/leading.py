@@ -140,7 +140,8 @@ def separate(weight: Array, gram: Array) -> LeadingFit:
 def _fit(
     basis: Array, importance: Array, gram: Array, weight: Array, *, step: int, trailing: int
 ) -> LeadingFit:
-    lower = scipy.linalg.cholesky(regular(gram), lower=True, check_finite=False)
+    # Transposed, a symmetric matrix is the same in the order that LAPACK can work on in place.
+    lower = scipy.linalg.cholesky(regular(gram).T, lower=True, overwrite_a=True, check_finite=False)
     response = weight @ lower
     per_rank = (response**2).sum(axis=0).reshape(-1, step).sum(axis=1)
     missed = np.concatenate([np.cumsum(per_rank[::-1])[::-1], [0.0]])
@@ -149,7 +150,8 @@ def _fit(
 
 def regular(gram: Array) -> Array:
     """Symmetric, with a floor that makes a Cholesky decomposition possible."""
-    symmetric = (gram + gram.T) / 2
+    symmetric = gram + gram.T
+    symmetric *= 0.5
     floor = 1e-10 * float(np.trace(symmetric)) / len(symmetric) + 1e-30
     symmetric[np.diag_indices_from(symmetric)] += floor
     floored: Array = symmetric

@@ -104,7 +104,11 @@ def target(weight: Array, moments: Moments, ridge: float = _RIDGE) -> Array:
         return original
     size = len(moments.gram)
     strength = ridge * float(np.trace(moments.gram)) / size + np.finfo(float).tiny
-    regular = moments.gram + strength * np.eye(size)
-    correction = scipy.linalg.solve(regular, residual.T, assume_a="pos", check_finite=False).T
+    regular = moments.gram.copy()
+    regular[np.diag_indices(size)] += strength
+    # Transposed, a symmetric matrix is the same in the order that LAPACK can work on in place.
+    correction = scipy.linalg.solve(
+        regular.T, residual.T, assume_a="pos", overwrite_a=True, check_finite=False
+    ).T
     wanted: Array = original + correction
     return wanted

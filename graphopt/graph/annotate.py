@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -47,6 +47,12 @@ def restore(model: ir.Model, annotations: Annotations) -> None:
         if not output.is_initializer() and not output.is_graph_input():
             output.type, output.shape = annotations.declared[output.name or ""]
     outputs = {id(output) for output in model.graph.outputs}
+    symbols = {
+        size
+        for value in model.graph.inputs
+        for size in value.shape or ()
+        if not isinstance(size, int) and size.value is not None
+    }
     for weight in (value for graph in graphs(model) for value in graph.initializers.values()):
         if not weight.is_graph_input() and not weight.is_graph_output():
             weight.type = weight.shape = None  # the tensor has both; value_info would repeat them
@@ -60,6 +66,18 @@ def restore(model: ir.Model, annotations: Annotations) -> None:
                 value.type = None
             elif value.shape is None:
                 value.type, value.shape = known
+            else:
+                value.shape = _with_symbols(value.shape, known[1], symbols)
+
+
+def _with_symbols(
+    inferred: ir.Shape, declared: ir.Shape | None, symbols: Container[object]
+) -> ir.Shape:
+    """The inferred shape; for what it knows neither a number nor one of the symbols, the declared one."""
+    if declared is None or len(declared) != len(inferred):
+        return inferred
+    pairs = zip(inferred, declared, strict=True)
+    return ir.Shape([new if isinstance(new, int) or new in symbols else old for new, old in pairs])
 
 
 def stamp(model: ir.Model, version: str, rewrites: Mapping[str, int]) -> None:

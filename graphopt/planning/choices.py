@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "
 _MACS_PER_US = 20_000.0
 """Stands in for times that nothing is known of: only ratios between layers matter."""
 
-_MEASURED = 5
+PROBED = 5
 """Candidates of a layer whose output error is measured; the rest is interpolated."""
 
 _TINY = 1e-9
@@ -94,32 +94,39 @@ def with_candidates(scope: Scope, chosen: Sequence[Realised]) -> ir.Model:
 
 def price(
     scope: Scope,
-    offered: Mapping[str, Sequence[Candidate]],
+    layers: Collection[str],
+    offered: Iterable[tuple[str, Sequence[Candidate]]],
     guard: Guard,
     timer: Timer | None,
     progress: Progress,
     notebook: Notebook | None = None,
+    probes: int = PROBED,
 ) -> Prices:
     """Measure what is offered: latency of every candidate, output sensitivity of every layer.
 
+    layers: names of those that something may be offered for; offered: what is, by such a name.
     A candidate that is not measurably faster than its layer is dropped, or whose response error is
-    no number. The output error is measured end to end for a few candidates per layer, the others'
-    is interpolated. Where a timer that does not measure knows nothing, MACs stand in for time.
+    no number. The output error is measured end to end for a few candidates per layer (`probes`),
+    the others' is interpolated. Where a timer that does not measure knows nothing, MACs stand in
+    for time.
     """
-    progress.stage("Pricing layers", len(offered))
+    progress.stage("Pricing layers", len(layers))
     priced: list[Options] = []
     refused: list[Decline] = []
-    nodes = {node.outputs[0].name: node for node in scope.graph if node.outputs[0].name in offered}
+    nodes = {node.outputs[0].name: node for node in scope.graph if node.outputs[0].name in layers}
     shares = (
         {}
         if timer is None
-        else timer.shares(scope, {layer: context_of(scope, nodes[layer]) for layer in offered})
+        else timer.shares(scope, {layer: context_of(scope, nodes[layer]) for layer in layers})
     )
     whole_us = _usual([share.before_us for share in shares.values()])
     # Parts cannot take longer than the whole: what they do is the overhead of running them alone.
     total = max(1.0, sum(share.ratio for share in shares.values()))
-    for layer, candidates in offered.items():
+    for layer, candidates in offered:
         node = nodes[layer]
+        progress.step(node.name or layer)
+        if not candidates:
+            continue
         finite = [c for c in candidates if math.isfinite(c.error)]
         own = shares[layer].ratio / total * whole_us if whole_us and layer in shares else None
         timed = _timed(scope, node, finite, timer, own)
@@ -128,18 +135,20 @@ def price(
             reason = "no candidate is measurably faster than the layer"
             refused.append(Decline(name, (node.name or layer,), reason))
         if faster:
-            errors = _output_errors(scope, [c for c, _, _ in faster], guard, notebook)
+            errors = _output_errors(scope, [c for c, _, _ in faster], guard, notebook, probes)
             if not errors:
                 reason = "the outputs are not finite, or no longer zero, with a candidate in place"
                 names = dict.fromkeys(candidate.rewrite for candidate, _, _ in faster)
                 refused += [Decline(name, (node.name or layer,), reason) for name in names]
                 continue
             weight = caution(node)
-            choices = (
+            choices = tuple(
                 Choice(layer, c, saved, weight * errors[c], timing) for c, saved, timing in faster
             )
-            priced.append(Options(layer, tuple(choices)))
-        progress.step(node.name or layer)
+            for index, _ in hull([(choice.error**2, choice.saved_us) for choice in choices]):
+                # Plans will ask for these weights; now the decompositions are still at hand.
+                _ = choices[index].candidate.realised
+            priced.append(Options(layer, choices))
     return Prices(tuple(priced), tuple(refused), whole_us)
 
 
@@ -245,7 +254,11 @@ def error_alone(
 
 
 def _output_errors(
-    scope: Scope, candidates: Sequence[Candidate], guard: Guard, notebook: Notebook | None
+    scope: Scope,
+    candidates: Sequence[Candidate],
+    guard: Guard,
+    notebook: Notebook | None,
+    probes: int,
 ) -> dict[Candidate, float]:
     """Expected output error of every candidate of a layer.
 
@@ -255,7 +268,7 @@ def _output_errors(
     Empty when a measured candidate spoils the outputs altogether.
     """
     ordered = sorted(candidates, key=lambda candidate: candidate.error)
-    count = min(_MEASURED, len(ordered))
+    count = min(probes, len(ordered))
     picked = np.unique(np.linspace(0, len(ordered) - 1, count).round().astype(int))
     xs, ys = [], []
     for index in picked:

@@ -20,7 +20,13 @@ import onnx_ir as ir
 from onnx_ir.convenience import create_value_mapping
 
 from graphopt.calibration.accumulate import Accumulator
-from graphopt.calibration.collect import Collector, Probe, Sampled
+from graphopt.calibration.collect import (
+    LEAST_PATCHES,
+    PATCHES_PER_INPUT,
+    Collector,
+    Probe,
+    Sampled,
+)
 from graphopt.graph.dataflow import before
 from graphopt.graph.edit import forget_names
 from graphopt.graph.scope import Scope
@@ -28,6 +34,7 @@ from graphopt.planning.choices import Choice, place
 from graphopt.planning.search import Plan
 from graphopt.planning.workshop import Realised
 from graphopt.progress import Silent
+from graphopt.rewrites.approximate.layer import Layer
 
 Fit = Callable[[Plan], Sequence[Realised]]
 """Fits the candidates of a plan."""
@@ -96,6 +103,13 @@ def _refitted(choice: Choice, seen: Mapping[str, Sequence[Accumulator]], polish:
 
 def _own(choice: Choice, polish: bool) -> Realised:
     return choice.candidate.polished if polish else choice.candidate.realised
+
+
+def multiplications(layers: Sequence[Layer]) -> float:
+    """About how many a fit of a plan takes that takes all layers apart: moments, then factors."""
+    sizes = [(layer.group, layer.inputs * layer.taps) for layer in layers]
+    patches = [max(LEAST_PATCHES, PATCHES_PER_INPUT * size) for _, size in sizes]
+    return sum(g * (n * d**2 + 8.0 * d**3) for n, (g, d) in zip(patches, sizes, strict=True))
 
 
 def symmetric(plan: Plan) -> Sequence[Realised]:

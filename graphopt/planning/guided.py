@@ -75,17 +75,18 @@ def settle(
     fits: Callable[[Plan], bool],
     used: Callable[[Plan], float],
     surely: Callable[[Plan], float],
-    tries: int | None = None,
+    most: int | None = None,
 ) -> int:
-    """The number of the last plan that fits, of at most `tries` that are measured; the first one does.
+    """The number of the last plan that fits, of a few that are measured; the first one does.
 
-    tries: by default fewer for networks of many layers, where a fit takes longer and chance less.
+    They are fewer for networks of many layers, where a fit takes longer and chance less.
 
     used: share of the budget that a plan uses. surely: the same by the surest estimate alone; what
-    fits uses no more than all of it by either.
+    fits uses no more than all of it by either. most: to be measured, where a fit takes longer still.
     """
     last = len(plans) - 1
-    tries = tries or max(_TRIES, _TRIES_OF_FEW - len(plans[-1]))
+    usual = max(_TRIES, _TRIES_OF_FEW - len(plans[-1]))
+    tries = usual if most is None else min(most, usual)
     low, high = 0, last + 1
     shares: dict[int, tuple[float, float]] = {}
     while len(shares) < tries:

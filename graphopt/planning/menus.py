@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from graphopt.graph.scope import Scope, site_of
 from graphopt.planning.workshop import Candidate, Workshop
-from graphopt.progress import Progress
 from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.approximate.scheme import Scheme
 from graphopt.rewrites.base import Decline
 
 _SLACK = 1.05
 """A candidate stays if nothing both has fewer MACs and is this much better: MACs are not time."""
+
+
+@dataclass(frozen=True)
+class Menu:
+    """What is on offer for the layer of a name, cheapest first, and what is not and why."""
+
+    layer: str
+    candidates: tuple[Candidate, ...]
+    declined: tuple[Decline, ...]
 
 
 def layers_of(scope: Scope, schemes: Sequence[Scheme]) -> tuple[list[Layer], list[Decline]]:
@@ -32,20 +41,14 @@ def layers_of(scope: Scope, schemes: Sequence[Scheme]) -> tuple[list[Layer], lis
     return layers, declined
 
 
-def menus(
-    layers: Sequence[Layer], schemes: Sequence[Scheme], workshop: Workshop, progress: Progress
-) -> tuple[dict[str, list[Candidate]], list[Decline]]:
-    """Per layer name the candidates on the Pareto front of MACs and error (with some slack)."""
-    progress.stage("Factorizing", len(layers))
-    found: dict[str, list[Candidate]] = {}
-    declined: list[Decline] = []
+def menus(layers: Sequence[Layer], schemes: Sequence[Scheme], workshop: Workshop) -> Iterator[Menu]:
+    """Per layer the candidates on the Pareto front of MACs and error (with some slack).
+
+    One after another as they are asked for: a layer's decompositions are large, and not kept for long.
+    """
     for layer in layers:
-        offered, refused = workshop.menu(layer, schemes)
-        declined += refused
-        if offered:
-            found[layer.name] = front(offered)
-        progress.step(layer.node.name or layer.name)
-    return found, declined
+        offered, declined = workshop.menu(layer, schemes)
+        yield Menu(layer.name, tuple(front(offered)), tuple(declined))
 
 
 def front(candidates: Sequence[Candidate]) -> list[Candidate]:

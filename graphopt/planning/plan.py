@@ -117,13 +117,14 @@ def choose(
     progress: Progress,
     refit: Fit | None = None,
     notebook: Notebook | None = None,
+    most_fits: int | None = None,
 ) -> Chosen:
     """The plan for a budget, out of a sequence that saves ever more and differs ever more.
 
     With a limit on error or drop: the fastest plan inside it. With a speed-up: the least error that
     reaches it. With both: whichever binds first. The search first uses each layer's own fit; with
     `refit` (which fits a plan as a whole, better and slower) it then goes on from there. What the
-    notebook knows of a plan is not measured again.
+    notebook knows of a plan is not measured again. most_fits: that `refit` is asked for on the way.
 
     Raises:
         BudgetError: Only a speed-up was asked for, and nothing on offer reaches it.
@@ -149,7 +150,8 @@ def choose(
     if refit is None:
         found = within(plans, quick.fits, limit)
     else:
-        known = settle(plans, curve(plans, quick.surely), final.fits, final.used, final.surely)
+        expected = curve(plans, quick.surely)
+        known = settle(plans, expected, final.fits, final.used, final.surely, most_fits)
         found = within(plans, final.fits, limit, known=known, tries=_REFITTED_TRIES)
     if found.bound_by is not None and budget.max_error is not None and budget.max_drop is not None:
         found = Found(found.plans, _binding(budget, final.measured))

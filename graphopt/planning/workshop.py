@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from threading import Lock
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +20,7 @@ from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.approximate.scheme import Array, Decomposition, Ranks, Scheme
 from graphopt.rewrites.approximate.structure import Factored, Row, cost, put, sketched, through
 from graphopt.rewrites.base import Decline, OptionValue, Proposal
+from graphopt.runtime import cores
 
 WORTHWHILE_MACS_RATIO = 0.97
 """A candidate that saves less than this is not offered."""
@@ -120,18 +123,21 @@ class Workshop:
     _kept: OrderedDict[tuple[str, str], tuple[int, Decomposition]] = field(
         default_factory=OrderedDict
     )
+    _lock: Lock = field(default_factory=Lock)
 
     def decomposition(self, layer: Layer, scheme: Scheme) -> Decomposition:
         """The decomposition of a layer by a scheme, made anew if it was dropped."""
         key = (layer.name, scheme.name)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key][1]
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key][1]
         made = self.taken_apart(layer, scheme, _matrices(layer), self.moments[layer.name])
         size = 8 * layer.group * (layer.inputs * layer.taps) ** 2
-        self._kept[key] = (size, made)
-        while len(self._kept) > 1 and sum(s for s, _ in self._kept.values()) > _KEPT_BYTES:
-            self._kept.popitem(last=False)
+        with self._lock:
+            self._kept[key] = (size, made)
+            while len(self._kept) > 1 and sum(s for s, _ in self._kept.values()) > _KEPT_BYTES:
+                self._kept.popitem(last=False)
         return made
 
     def taken_apart(
@@ -187,12 +193,16 @@ class Workshop:
             return [], [Decline("low-rank", site, "what it sees is not finite")]
         if energy <= 0:
             return [], [Decline("low-rank", site, "the layer answers nothing but its bias")]
+        suited: list[Scheme] = []
         for scheme in schemes:
             reason = scheme.applies(layer)
-            if reason is not None:
+            if reason is None:
+                suited.append(scheme)
+            else:
                 unsuitable.append(Decline(scheme.name, site, reason))
-                continue
-            found = self._candidates(layer, scheme, energy)
+        with ThreadPoolExecutor(cores()) as pool:
+            made = list(pool.map(lambda scheme: self._candidates(layer, scheme, energy), suited))
+        for scheme, found in zip(suited, made, strict=True):
             if not found:
                 text = f"{layer.inputs} -> {layer.outputs} channels: no rank saves multiplications"
                 declined.append(Decline(scheme.name, site, text))

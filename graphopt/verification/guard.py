@@ -53,8 +53,8 @@ class ReferenceGuard:
         """Median of original / model latency, interleaved."""
         with session_source(model) as source:
             timing = compare(
-                open_session(self.original, threads=self.threads),
-                open_session(source, threads=self.threads),
+                open_session(self.original, threads=self.threads, timed=True),
+                open_session(source, threads=self.threads, timed=True),
                 self.timing,
                 _EFFORT,
             )

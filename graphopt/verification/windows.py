@@ -165,8 +165,8 @@ class Slide:
         if self.timed is None:
             return None
         name, window = self.dense.picture, self._window(picture, 0, 0)
-        original = open_session(self.original, threads=self.timed)
-        result = open_session(self.result, threads=self.timed)
+        original = open_session(self.original, threads=self.timed, timed=True)
+        result = open_session(self.result, threads=self.timed, timed=True)
         return compare_calls(
             lambda: run(original, {name: window}), lambda: run(result, {name: picture}), _EFFORT
         )

@@ -233,6 +233,19 @@ def test_annotations_are_put_back() -> None:
     assert proto.graph.input == model.graph.input
 
 
+def test_what_cannot_be_inferred_is_called_as_the_file_calls_it() -> None:
+    model = build(
+        "net (float[N,4] x) => (float[M] y) { a = NonZero(x) b = Cast<to=1>(a) y = ReduceSum(b) }"
+    )
+    info = onnx.helper.make_tensor_value_info
+    model.graph.value_info.append(info("b", 1, ["rank", "found"]))
+    work = ir.from_proto(model)
+    kept = annotate(work)
+    assert str(work.graph[1].outputs[0].shape) != "[2,found]"
+    restore(work, kept)
+    assert str(work.graph[1].outputs[0].shape) == "[2,found]"
+
+
 def test_stamp() -> None:
     model = ir.from_proto(build(TEXT))
     stamp(model, "1.2", {"fuse-conv-bn": 3, "remove-dead": 1})

@@ -88,3 +88,43 @@ def test_the_held_out_samples_are_not_fitted_to(run, wide, data, pictures, monke
     monkeypatch.setattr(ReferenceGuard, "fitting_error", spy)
     run(wide, data=data, budget=Budget(max_error=0.1))
     assert seen
+
+
+def test_a_large_network_is_tried_less_and_keeps_its_budget(
+    run, wide, data, pictures, monkeypatch
+) -> None:
+    """What counts as large is lowered to this network; the full effort is the other run."""
+    from graphopt import approximation
+    from graphopt.planning.fitting import Refitter
+    from graphopt.verification.guard import ReferenceGuard
+
+    tried: list[int] = []
+    fitted: list[int] = []
+    fitting_error, fit = ReferenceGuard.fitting_error, Refitter.fit
+
+    def try_alone(self, model):
+        tried.append(self.fitting.dataset.samples)
+        return fitting_error(self, model)
+
+    def fit_whole(self, plan):
+        fitted.append(len(plan))
+        return fit(self, plan)
+
+    monkeypatch.setattr(ReferenceGuard, "fitting_error", try_alone)
+    monkeypatch.setattr(Refitter, "fit", fit_whole)
+    np.savez("held.npz", x=pictures[30:])
+    effort = []
+    for large in (False, True):
+        if large:
+            monkeypatch.setattr(approximation, "_SENSITIVITY_MACS", 1.0)
+            monkeypatch.setattr(approximation, "_FITTING_MULTIPLICATIONS", 1.0)
+        tried.clear()
+        fitted.clear()
+        run(wide, data=data, eval_data="held.npz", budget=Budget(max_error=0.1))
+        want, got = (outputs(path, pictures[30:]) for path in (wide, "wide.opt.onnx"))
+        assert 1e-4 < np.linalg.norm(got - want) / np.linalg.norm(want) <= 0.1
+        effort.append((len(tried), max(tried), len(fitted)))
+    (usual, samples, fits), (fewer, few_samples, fewer_fits) = effort
+    assert fewer < usual
+    assert few_samples == 4 < samples
+    assert fewer_fits <= 3 < fits + 1

@@ -108,7 +108,7 @@ def test_what_a_choice_costs_is_weighed() -> None:
     scope = scope_of(f"p = {conv('x', 'v')} y = {deform('p')}")
     offered = {node.outputs[0].name: node for node in scope.graph}
     candidates = {name: [Fake(0.1, type("L", (), {"name": name}))] for name in offered}
-    found = price(scope, candidates, Guard(), None, Silent())
+    found = price(scope, candidates, candidates.items(), Guard(), None, Silent())
     errors = {option.layer: option.choices[0].error for option in found.options}
     assert errors["p"] == pytest.approx(OFFSET_CAUTION * errors["y"])
     assert errors["y"] == pytest.approx(0.01)

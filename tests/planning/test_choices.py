@@ -157,7 +157,8 @@ def priced(scope, offers, guard=None, stopwatch=None):
     for layer, candidates in offered.items():
         for candidate in candidates:
             candidate.layer = SimpleNamespace(name=layer)
-    prices = price(scope, offered, guard or FakeGuard(), stopwatch, Silent())
+    guard = guard or FakeGuard()
+    prices = price(scope, offered, offered.items(), guard, stopwatch, Silent())
     return {
         o.layer: [(c.candidate.error, c.saved_us, c.error) for c in o.choices]
         for o in prices.options
@@ -286,7 +287,8 @@ def test_without_a_stopwatch_the_table_answers_and_macs_fill_the_gaps(scope, pai
     for candidate in candidates:
         candidate.layer = SimpleNamespace(name="c1")
     recall = FakeRecall(LatencyTable(), pairs=pairs)
-    (option,) = price(scope, {"c1": candidates}, FakeGuard(), recall, Silent()).options
+    offered = [("c1", candidates)]
+    (option,) = price(scope, ["c1"], offered, FakeGuard(), recall, Silent()).options
     first, last = option.choices
     assert first.saved_us == pytest.approx(200 * 0.6)
     assert (first.timing is not None) == (pairs > 0), "only what was measured is reported as such"
@@ -382,8 +384,7 @@ def offered(scope, *schemes):
     assert pointwise.site == ("conv3",)
     assert "no kernel larger than 1x1" in pointwise.reason
     workshop = Workshop({layer.name: identity_moments(layer) for layer in layers}, 4)
-    found, _ = menus(layers, schemes, workshop, Silent())
-    return found
+    return {menu.layer: menu.candidates for menu in menus(layers, schemes, workshop)}
 
 
 def test_the_menus_of_a_graph(scope):
@@ -442,7 +443,7 @@ def test_real_candidates_are_priced_by_what_they_do_to_the_outputs(scope):
             return float(np.linalg.norm(outputs(model) - wanted) / np.linalg.norm(wanted))
 
     found = offered(scope, InputBottleneck())
-    prices = price(scope, found, Guard(), None, Silent())
+    prices = price(scope, found, found.items(), Guard(), None, Silent())
     options, declined = prices.options, list(prices.declined)
     assert declined == []
     assert [option.layer for option in options] == ["c1", "c2"]

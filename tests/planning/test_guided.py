@@ -198,3 +198,15 @@ def test_a_curve_that_is_too_careful_is_corrected(make_options):
     )
     assert 43 <= found <= 45
     assert len(asked) <= 4
+
+
+def test_settle_measures_no_more_than_it_may(make_options):
+    plans, asked = many(make_options, 40), []
+
+    def fits(plan):
+        asked.append(len(plan))
+        return len(plan) <= 13
+
+    found = settle(plans, straight(40), fits, lambda p: len(p) / 30, lambda p: len(p) / 30, most=2)
+    assert len(asked) <= 2
+    assert found <= 13

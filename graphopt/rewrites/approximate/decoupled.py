@@ -72,10 +72,13 @@ class Decoupled(Scheme):
                 )
                 for t in range(terms)
             )
-            composite = tuple(
-                np.einsum("otj,tjk->ojk", p.second, p.first).reshape(layer.outputs, -1)
-                for p in parts
-            )
+
+            def composite() -> tuple[Array, ...]:
+                return tuple(
+                    np.einsum("otj,tjk->ojk", p.second, p.first).reshape(layer.outputs, -1)
+                    for p in parts
+                )
+
             return Factored(rows(ranks), weights, composite)
 
         def polished(ranks: Ranks) -> Factored:

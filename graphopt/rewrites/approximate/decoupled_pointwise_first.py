@@ -77,7 +77,10 @@ class DecoupledPointwiseFirst(Scheme):
                 )
                 for t in range(ranks[0])
             )
-            composite = tuple(p.composite.reshape(layer.outputs, -1) for p in parts)
+
+            def composite() -> tuple[Array, ...]:
+                return tuple(p.composite.reshape(layer.outputs, -1) for p in parts)
+
             return Factored(rows(ranks), weights, composite)
 
         return Decomposition(

@@ -72,7 +72,7 @@ class InputBottleneck(Scheme):
                         tuple(b.reshape(*b.shape[:2], *layer.kernel) for b in seconds),
                     ),
                 ),
-                tuple(
+                lambda: tuple(
                     multiplied(a, b, layer.apart).reshape(layer.outputs, -1)
                     for a, b in zip(firsts, seconds, strict=True)
                 ),

@@ -79,7 +79,10 @@ class KernelChain(Scheme):
         def factors(ranks: Ranks) -> Factored:
             parts = fits(ranks[0], True)
             stages = tuple(tuple(p.factors[index] for p in parts) for index in range(length))
-            composite = tuple(p.composite.reshape(layer.outputs, -1) for p in parts)
+
+            def composite() -> tuple[Array, ...]:
+                return tuple(p.composite.reshape(layer.outputs, -1) for p in parts)
+
             return Factored(rows(ranks), (stages,), composite)
 
         narrow = min(layer.inputs, layer.outputs)

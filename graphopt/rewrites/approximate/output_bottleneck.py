@@ -62,7 +62,7 @@ class OutputBottleneck(Scheme):
                         tuple(b.reshape(layer.outputs, rank, *point) for _, b in parts),
                     ),
                 ),
-                tuple(b @ a for a, b in parts),
+                lambda: tuple(b @ a for a, b in parts),
             )
 
         limit = min(layer.outputs, layer.inputs * layer.taps) - 1

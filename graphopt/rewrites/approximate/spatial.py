@@ -80,13 +80,16 @@ class Spatial(Scheme):
             (rank,) = ranks
             firsts = tuple(p.first.reshape(rank, layer.inputs, *first_kernel) for p in parts)
             seconds = tuple(p.second.reshape(layer.outputs, rank, *second_kernel) for p in parts)
-            composite = tuple(
-                np.einsum("ork,rj->ojk", p.second, p.first)
-                .reshape(layer.outputs, layer.inputs, mine, other)
-                .transpose(order)
-                .reshape(layer.outputs, -1)
-                for p in parts
-            )
+
+            def composite() -> tuple[Array, ...]:
+                return tuple(
+                    np.einsum("ork,rj->ojk", p.second, p.first)
+                    .reshape(layer.outputs, layer.inputs, mine, other)
+                    .transpose(order)
+                    .reshape(layer.outputs, -1)
+                    for p in parts
+                )
+
             return Factored(rows(ranks), ((firsts, seconds),), composite)
 
         def polished(ranks: Ranks) -> Factored:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +48,20 @@ class Factored:
     """Rows of (stage, weight per group of the layer); their sum replaces the layer.
 
     weights[row][stage][group]: [outputs, inputs / group, *kernel], float64.
-    composite: per group the [O, C * taps] weight that all of it together amounts to.
+    compose: multiplies them out.
     """
 
     rows: tuple[Row, ...]
     weights: tuple[tuple[tuple[Array, ...], ...], ...]
-    composite: tuple[Array, ...]
+    compose: Callable[[], tuple[Array, ...]]
+
+    @property
+    def composite(self) -> tuple[Array, ...]:
+        """Per group the [O, C * taps] weight that all of it together amounts to.
+
+        Made when it is asked for: it is as large as the layer that was taken apart to be smaller.
+        """
+        return self.compose()
 
 
 def through(factored: Factored, matrices: Sequence[Array]) -> Factored:
@@ -71,7 +79,10 @@ def through(factored: Factored, matrices: Sequence[Array]) -> Factored:
         )
         for stages in factored.weights
     )
-    composite = tuple(m @ c for m, c in zip(matrices, factored.composite, strict=True))
+
+    def composite() -> tuple[Array, ...]:
+        return tuple(m @ c for m, c in zip(matrices, factored.composite, strict=True))
+
     return Factored(factored.rows, weights, composite)
 
 
@@ -88,7 +99,7 @@ def sketched(layer: Layer, rows: tuple[Row, ...]) -> Factored:
         return drawn * np.float32((stage.outputs / stage.parameters) ** 0.5)
 
     weights = tuple(tuple((weight(stage),) * layer.group for stage in row) for row in rows)
-    return Factored(rows, weights, ())
+    return Factored(rows, weights, tuple)
 
 
 def scatters(layer: Layer, stage: StageShape) -> bool:

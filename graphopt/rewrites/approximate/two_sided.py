@@ -83,7 +83,9 @@ class TwoSided(Scheme):
                         tuple(u.reshape(layer.outputs, outer, *point) for _, _, u in parts),
                     ),
                 ),
-                tuple(u @ multiplied(a, k, layer.apart).reshape(outer, -1) for a, k, u in parts),
+                lambda: tuple(
+                    u @ multiplied(a, k, layer.apart).reshape(outer, -1) for a, k, u in parts
+                ),
             )
 
         inner_ranks = input_ranks(layer, block, most=8)

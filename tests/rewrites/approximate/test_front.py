@@ -11,7 +11,6 @@ from onnx import helper, numpy_helper
 
 from graphopt.planning.menus import front, layers_of, menus
 from graphopt.planning.workshop import Workshop, identity_moments
-from graphopt.progress import Silent
 from graphopt.rewrites import APPROXIMATE
 from graphopt.rewrites.approximate.kernel_chain import KernelChain
 
@@ -76,7 +75,7 @@ def test_menus_of_a_model(kit):
         (("depthwise",), "depthwise: one input channel a group")
     ]
     workshop = Workshop({layer.name: identity_moments(layer) for layer in layers}, 4)
-    found, _ = menus(layers, APPROXIMATE, workshop, Silent())
+    found = {menu.layer: menu.candidates for menu in menus(layers, APPROXIMATE, workshop)}
     assert list(found) == ["big_y", "shallow_y"]
     assert {c.rewrite for c in found["shallow_y"]} == {"output-bottleneck"}
     offered, _ = workshop.menu(layers[0], APPROXIMATE)
