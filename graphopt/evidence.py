@@ -23,7 +23,7 @@ from graphopt.planning.fitting import Fit, Refitter, polished
 from graphopt.planning.workshop import Workshop, identity_moments, metric
 from graphopt.records import Chapter
 from graphopt.rewrites.approximate.layer import Layer
-from graphopt.runtime import Array, cores
+from graphopt.runtime import Array, cores, give_back_memory
 
 FITTING_SAMPLES = 1024
 """Samples that moments are gathered from (512 leave a tenth more error, 64 a third)."""
@@ -31,7 +31,7 @@ FITTING_SAMPLES = 1024
 GRADIENT_SAMPLES = 256
 """Samples that the metric of the outputs is gathered from."""
 
-RESPONSE_BYTES = 1 << 30
+RESPONSE_BYTES = 1 << 29
 """Cap on the original responses that are kept, whatever the number of samples and layers."""
 
 CAPTURED_BYTES = 1 << 28
@@ -63,8 +63,10 @@ def gather(
     collector = Collector(fitting, job.options.seed, cores())
     job.progress.stage("Gathering statistics", len(fitting.batches))
     found, seen = observe(collector, scope, probes, job.progress, chapter)
+    give_back_memory()
     moments = {layer.name: metric(found.pop(layer.name), method) for layer in layers}
     weightings = _weightings(job, scope, layers, fitting, chapter) if method.output_metric else {}
+    give_back_memory()
     workshop = Workshop(moments, block, weightings, method)
     if method.asymmetric:
         return workshop, Refitter(scope, collector, probes, seen, method.polish).fit

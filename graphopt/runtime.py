@@ -6,9 +6,11 @@ pool distorts whatever is measured next to it.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +86,16 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def give_back_memory() -> None:
+    """Return to the system what was freed: glibc keeps it, in a heap for every thread there was.
+
+    Measured on a ResNet-50: 1 GB of 3.3 GB after its statistics were gathered. Elsewhere it does nothing.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

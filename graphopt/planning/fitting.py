@@ -32,9 +32,10 @@ from graphopt.graph.edit import forget_names
 from graphopt.graph.scope import Scope
 from graphopt.planning.choices import Choice, place
 from graphopt.planning.search import Plan
-from graphopt.planning.workshop import Realised
+from graphopt.planning.workshop import Realised, is_large
 from graphopt.progress import Silent
 from graphopt.rewrites.approximate.layer import Layer
+from graphopt.runtime import give_back_memory
 
 Fit = Callable[[Plan], Sequence[Realised]]
 """Fits the candidates of a plan."""
@@ -78,6 +79,8 @@ class Refitter:
             for realised in fitted:
                 place(scope, realised)
             done += fitted
+            if any(is_large(choice.candidate.layer) for choice in wave):
+                give_back_memory()
         return done
 
 

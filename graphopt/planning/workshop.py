@@ -20,12 +20,15 @@ from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.approximate.scheme import Array, Decomposition, Ranks, Scheme
 from graphopt.rewrites.approximate.structure import Factored, Row, cost, put, sketched, through
 from graphopt.rewrites.base import Decline, OptionValue, Proposal
-from graphopt.runtime import cores
+from graphopt.runtime import cores, give_back_memory
 
 WORTHWHILE_MACS_RATIO = 0.97
 """A candidate that saves less than this is not offered."""
 
 _KEPT_BYTES = 1 << 30
+
+_LARGE_BYTES = 1 << 26
+"""Of a metric whose schemes are not worked out side by side: each needs several of its size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +136,7 @@ class Workshop:
                 self._kept.move_to_end(key)
                 return self._kept[key][1]
         made = self.taken_apart(layer, scheme, _matrices(layer), self.moments[layer.name])
-        size = 8 * layer.group * (layer.inputs * layer.taps) ** 2
+        size = _metric_bytes(layer)
         with self._lock:
             self._kept[key] = (size, made)
             while len(self._kept) > 1 and sum(s for s, _ in self._kept.values()) > _KEPT_BYTES:
@@ -200,8 +203,11 @@ class Workshop:
                 suited.append(scheme)
             else:
                 unsuitable.append(Decline(scheme.name, site, reason))
-        with ThreadPoolExecutor(cores()) as pool:
+        large = is_large(layer)
+        with ThreadPoolExecutor(1 if large else cores()) as pool:
             made = list(pool.map(lambda scheme: self._candidates(layer, scheme, energy), suited))
+        if large:
+            give_back_memory()
         for scheme, found in zip(suited, made, strict=True):
             if not found:
                 text = f"{layer.inputs} -> {layer.outputs} channels: no rank saves multiplications"
@@ -221,6 +227,15 @@ class Workshop:
                 ratios = macs_ratio, parameters_ratio
                 found.append(Candidate(layer, scheme, ranks, *ratios, error, self, rows))
         return found
+
+
+def is_large(layer: Layer) -> bool:
+    """Whether one metric of a layer takes so much memory that everything is done one by one."""
+    return _metric_bytes(layer) > _LARGE_BYTES
+
+
+def _metric_bytes(layer: Layer) -> int:
+    return 8 * layer.group * (layer.inputs * layer.taps) ** 2
 
 
 def _matrices(layer: Layer) -> list[Array]:
