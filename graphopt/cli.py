@@ -14,6 +14,7 @@ import typer
 
 from graphopt._version import __version__
 from graphopt.errors import GraphoptError, InputError, InterruptError
+from graphopt.postponing import postpone_sympy
 
 if TYPE_CHECKING:
     from graphopt.progress import Progress
@@ -335,6 +336,7 @@ def _main(
 def main() -> NoReturn:
     """Run the command line; every error ends in one line and its exit code."""
     code = None
+    postpone_sympy()
     try:
         code = app(prog_name="graphopt", standalone_mode=False)
     except GraphoptError as error:
