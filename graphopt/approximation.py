@@ -7,19 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from graphopt.calibration.synthetic import draw
-from graphopt.cost.counts import macs
 from graphopt.cost.latency import SURE
 from graphopt.cost.recall import Recall
 from graphopt.cost.table import LatencyTable
 from graphopt.errors import BudgetError
 from graphopt.evidence import gather
 from graphopt.graph.scope import Scope, site_of
-from graphopt.graph.shapes import is_batch_dynamic
 from graphopt.job import Job
 from graphopt.planning.budget import Budget, Limit
 from graphopt.planning.caution import caution
-from graphopt.planning.choices import PROBED, Choice, error_alone, price, with_candidates
-from graphopt.planning.fitting import multiplications, symmetric
+from graphopt.planning.choices import Choice, error_alone, price, with_candidates
+from graphopt.planning.effort import Effort, effort_for
+from graphopt.planning.fitting import symmetric
 from graphopt.planning.forced import ForcedLayer, candidate_of, keep_to, priced
 from graphopt.planning.frontier import stops
 from graphopt.planning.guard import Guard
@@ -40,15 +39,7 @@ from graphopt.rewriting import Rewritten
 from graphopt.runtime import cores
 from graphopt.verification.compare import Reference
 from graphopt.verification.guard import ReferenceGuard
-
-_SAMPLES, _FEWEST_SAMPLES, _PROBED_IN_LARGE = 32, 4, 3
-"""Samples that candidates are tried on alone; in a large network fewer, and fewer candidates."""
-
-_SENSITIVITY_MACS = 6e12
-"""Of all of that: what makes a network a large one."""
-
-_FEWEST_FITS, _FITTING_MULTIPLICATIONS = 2, 1.6e13
-"""Fits of whole plans: as many as take that many multiplications, but no fewer than these."""
+from graphopt.verification.trials import Trials
 
 Plan = tuple[tuple[Choice, Realised], ...]
 """Choices with their fitted weights."""
@@ -85,8 +76,8 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     # Without a budget only exactly low-rank weights matter, which iterative fits do not find.
     schemes = [s for s in job.selection.approximate if options.budget.given or not s.iterative]
     layers, declined = layers_of(scope, schemes)
-    samples, probes = _trials(scope, layers)
-    guard = _guard(job, samples)
+    effort = effort_for(scope, layers)
+    guard = _guard(job, scope, effort)
     if not schemes:
         _demand_speedup(options.budget, scope, guard)
         return Approximation()
@@ -102,7 +93,7 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     most = math.inf if options.budget.given else budget.max_error or 0.0
 
     def offered() -> Iterator[tuple[str, Sequence[Candidate]]]:
-        for menu in menus(layers, schemes, workshop):
+        for menu in menus(layers, schemes, workshop, effort.offered):
             declined.extend(menu.declined)
             yield (
                 menu.layer,
@@ -116,15 +107,13 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
 
     timer = job.stopwatch or Recall(LatencyTable(), options.threads)
     names = [layer.name for layer in layers]
-    prices = price(scope, names, offered(), guard, timer, job.progress, chapter, probes)
+    prices = price(scope, names, offered(), guard, timer, job.progress, chapter, effort.probed)
     if not prices.options:
         _demand_speedup(options.budget, scope, guard)
         every = (*declined, *prices.declined)
         return Approximation(declined=every, available=available)
     plans = (sequence if options.method.global_choice else uniform)(prices.options)
-    fits = int(_FITTING_MULTIPLICATIONS / max(multiplications(layers), 1.0))
-    most_fits = max(_FEWEST_FITS, fits)
-    found = choose(scope, plans, budget, guard, job.progress, refit, chapter, most_fits)
+    found = choose(scope, plans, budget, guard, job.progress, refit, chapter, effort.fits)
     all_declined = (*declined, *prices.declined)
     if found.plan and job.stopwatch is not None:
         result = with_candidates(scope, found.realised)
@@ -161,7 +150,7 @@ def _forced(job: Job, exact: Rewritten, ranks: str) -> Approximation:
     options = replace(job.options, budget=Budget(max_error=math.inf))
     workshop, refit = gather(replace(job, options=options), scope, layers, chapter)
     candidates = [candidate_of(structure, workshop) for structure in wanted]
-    guard = _guard(job, _trials(scope, layers)[0])
+    guard = _guard(job, scope, effort_for(scope, layers))
     stopwatch = job.stopwatch and replace(job.stopwatch, effort=SURE)
     plan, whole_us = priced(candidates, scope, guard, stopwatch, job.progress, chapter)
     job.progress.stage("Fitting", None)
@@ -203,26 +192,18 @@ def _measured(
     return replace(choice, measured=error_alone(scope, choice.candidate, guard, notebook))
 
 
-def _guard(job: Job, samples: int) -> ReferenceGuard:
+def _guard(job: Job, scope: Scope, effort: Effort) -> ReferenceGuard:
     parts, path, threads = job.inputs.split, job.source.path, job.options.threads
     dense = job.options.dense
     fitting = parts.fitting if parts.fitting.batches else parts.held_out
-    if samples < _SAMPLES:
-        fitting = fitting.first(samples).in_batches(samples)
+    if effort.large:
+        fitting = fitting.first(effort.samples).in_batches(effort.samples)
+    tried_on = Reference(path, fitting.first(effort.samples), cores(), maps=dense)
     timing = draw(job.source.model.graph, job.inputs.shapes, job.options.seed, batches=1)
     return ReferenceGuard(
         original=path,
-        fitting=Reference(path, fitting.first(samples), cores(), maps=dense),
+        fitting=Trials(tried_on, scope.model, emptied=effort.large),
         evaluation=Reference(path, parts.held_out, cores(), job.reference.metric, maps=dense),
         timing=timing.batches[0].feeds,
         threads=threads,
     )
-
-
-def _trials(scope: Scope, layers: Sequence[Layer]) -> tuple[int, int]:
-    """Samples that candidates are tried on alone, and how many candidates of a layer."""
-    each = len(layers) * sum(macs(node, scope.infos) for node in scope.graph)
-    if _SAMPLES * PROBED * each <= _SENSITIVITY_MACS or not is_batch_dynamic(scope.graph):
-        return _SAMPLES, PROBED
-    samples = int(_SENSITIVITY_MACS / (_PROBED_IN_LARGE * each))
-    return min(max(_FEWEST_SAMPLES, samples), _SAMPLES), _PROBED_IN_LARGE

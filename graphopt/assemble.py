@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphopt._version import __version__
-from graphopt.approximation import Approximation, Plan
 from graphopt.calibration.prepare import Inputs
 from graphopt.clock import Clock, peak_memory_bytes
 from graphopt.cost.census import Tally
@@ -22,8 +22,6 @@ from graphopt.graph.io import Source, digest, load
 from graphopt.graph.shapes import TensorInfo
 from graphopt.options import Options
 from graphopt.planning.budget import Budget
-from graphopt.planning.forced import remarks
-from graphopt.records import Records
 from graphopt.reporting.schema import (
     AccuracyDrop,
     BudgetUsed,
@@ -42,25 +40,26 @@ from graphopt.reporting.schema import (
     Totals,
     Verification,
 )
-from graphopt.reporting.verdict import worst_check
-from graphopt.resuming import notes_on
 from graphopt.rewrites.base import Decline
 from graphopt.rewrites.ledger import Applied
 from graphopt.rewriting import Rewritten
-from graphopt.timing import with_prediction
 from graphopt.verification.proof import Limits, Proof
-from graphopt.verification.windows import SlideCheck
+
+if TYPE_CHECKING:  # their modules run models, which not every run does
+    from graphopt.approximation import Approximation, Plan
+    from graphopt.records import Records
+    from graphopt.verification.windows import SlideCheck
 
 _REPORTED = ("graphopt", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One attempt at a result, as far as it got."""
+    """One attempt at a result, as far as it got. found: None where nothing was to be approximated."""
 
     exact: Rewritten
     done: Rewritten
-    found: Approximation
+    found: Approximation | None
     proof: Proof | None
     latency: tuple[Latency, ...]
     rolled_back: tuple[Decline, ...]
@@ -134,7 +133,11 @@ def _point(
     latency: Iterable[Latency],
     whole_us: float | None,
 ) -> FrontierPoint:
+    from graphopt.reporting.verdict import worst_check
+
     worst = worst_check(output_checks(proof))
+    from graphopt.timing import with_prediction
+
     return FrontierPoint(
         file=file,
         after=totals(cost, file),
@@ -212,7 +215,7 @@ def optimize_report(
     records: Records | None = None,
 ) -> OptimizeReport:
     """The report of a run."""
-    trial = outcome.trial
+    trial, found = outcome.trial, outcome.trial.found
     original = model_file(source)
     before = model_cost(source.model, infos)
     budget = options.budget
@@ -224,26 +227,30 @@ def optimize_report(
         output=outcome.file if outcome.written else None,
         target=options.target,
         seed=options.seed,
-        budget=BudgetUsed(budget.max_error, budget.max_drop, budget.speedup, trial.found.bound_by),
+        budget=BudgetUsed(
+            budget.max_error,
+            budget.max_drop,
+            budget.speedup,
+            None if found is None else found.bound_by,
+        ),
         before=totals(before, original),
         after=totals(outcome.cost, outcome.file),
-        latency=with_prediction(
-            trial.latency, trial.done.applied, inputs.shapes, trial.found.whole_us
-        ),
+        latency=_latency(trial, inputs),
         rewrites=tuple(rewrite_entry(change) for change in trial.done.applied),
-        declined=declined((*trial.done.declined, *trial.found.declined)),
+        declined=declined((*trial.done.declined, *(() if found is None else found.declined))),
         verification=None
         if trial.proof is None
         else verification_of(trial.proof, trial.limits, inputs, options, trial.rolled_back),
-        available=tuple(Estimate(error, ratio) for error, ratio in trial.found.available),
+        available=()
+        if found is None
+        else tuple(Estimate(error, ratio) for error, ratio in found.available),
         notes=(
             *_notes(source, trial, outcome),
-            *_fitted_blindly(budget, trial.found.plan, forced=options.ranks is not None),
-            *_forced(options, trial.found.plan),
+            *_notes_on_plan(options, found),
             *_already_dense(options, trial.done),
-            *_few_stops(options, trial.found),
+            *_few_stops(options, found),
             *outcome.closer.notes,
-            *notes_on(records),
+            *_notes_on_records(records),
         ),
         seconds=dict(clock.seconds),
         peak_memory_bytes=peak_memory_bytes(),
@@ -252,9 +259,26 @@ def optimize_report(
     )
 
 
+def _latency(trial: Trial, inputs: Inputs) -> tuple[Latency, ...]:
+    if not trial.latency:
+        return ()
+    from graphopt.timing import with_prediction
+
+    whole_us = None if trial.found is None else trial.found.whole_us
+    return with_prediction(trial.latency, trial.done.applied, inputs.shapes, whole_us)
+
+
+def _notes_on_records(records: Records | None) -> tuple[str, ...]:
+    if records is None:
+        return ()
+    from graphopt.resuming import notes_on
+
+    return notes_on(records)
+
+
 def _frontier(options: Options, inputs: Inputs, outcome: Outcome) -> tuple[FrontierPoint, ...]:
     trial = outcome.trial
-    if options.pareto is None or trial.proof is None:
+    if options.pareto is None or trial.proof is None or trial.found is None:
         return ()
     end = _point(
         outcome.file,
@@ -306,8 +330,8 @@ def _dense_size(check: SlideCheck) -> DenseSize:
     )
 
 
-def _few_stops(options: Options, found: Approximation) -> list[str]:
-    plans = len(found.closer) + 1
+def _few_stops(options: Options, found: Approximation | None) -> list[str]:
+    plans = 1 if found is None else len(found.closer) + 1
     if options.pareto is None or plans >= options.pareto:
         return []
     return [
@@ -401,7 +425,7 @@ def _notes(source: Source, trial: Trial, outcome: Outcome) -> tuple[str, ...]:
         )
     if source.unknown_operator is not None:
         notes.append(f"not checked by the ONNX checker: {source.unknown_operator}")
-    if trial.found.slower:
+    if trial.found is not None and trial.found.slower:
         notes.append("approximations fit the budget but are not measurably faster: none was taken")
     if trial.proof is not None:
         notes += [
@@ -417,6 +441,13 @@ def _notes(source: Source, trial: Trial, outcome: Outcome) -> tuple[str, ...]:
             "they were kept (--freeze-initializers fuses them)"
         )
     return tuple(notes)
+
+
+def _notes_on_plan(options: Options, found: Approximation | None) -> list[str]:
+    if found is None:
+        return []
+    blind = _fitted_blindly(options.budget, found.plan, forced=options.ranks is not None)
+    return [*blind, *_forced(options, found.plan)]
 
 
 def _fitted_blindly(budget: Budget, plan: Plan, *, forced: bool = False) -> list[str]:
@@ -442,6 +473,8 @@ def _forced(options: Options, plan: Plan) -> list[str]:
     if options.ranks is None:
         return []
     limited = options.budget.max_error is not None or options.budget.max_drop is not None
+    from graphopt.planning.forced import remarks
+
     free = "--ranks without --max-error or --max-drop: the error is measured, not limited"
     return [*(() if limited else (free,)), *remarks(tuple(choice for choice, _ in plan))]
 

@@ -22,7 +22,6 @@ from graphopt.graph.scope import Scope, attribute_int, is_op, site_of
 from graphopt.graph.shapes import infer
 from graphopt.options import Options
 from graphopt.planning.choices import context_of, time_candidate
-from graphopt.planning.forced import respecting
 from graphopt.planning.menus import layers_of, menus
 from graphopt.planning.workshop import Candidate, Workshop, identity_moments
 from graphopt.progress import Progress, Silent
@@ -30,6 +29,7 @@ from graphopt.reporting.schema import AuditReport, Cost, LayerAudit, Saving
 from graphopt.rewrites.base import Decline
 from graphopt.rewrites.gate import MeasuredGate
 from graphopt.rewrites.ledger import Permit
+from graphopt.rewrites.respecting import respecting
 from graphopt.rewriting import Rewritten, rewrite_exactly
 from graphopt.runtime import one_blas_thread
 from graphopt.selection import select

@@ -18,6 +18,7 @@ from graphopt.postponing import postpone_sympy
 
 if TYPE_CHECKING:
     from graphopt.progress import Progress
+    from graphopt.reporting.schema import AuditReport, OptimizeReport
 
 app = typer.Typer(
     name="graphopt",
@@ -190,15 +191,13 @@ def optimize(
 
     with _resumable(resume), _progress(quiet or json) as progress:
         result = run(model, options, progress, shlex.join(["graphopt", *sys.argv[1:]]))
-    from graphopt.reporting.html import render_html
-    from graphopt.reporting.json_file import render_json
-    from graphopt.reporting.junit import render_junit
+    _write_reports(result, report, html)
+    if junit is not None:
+        from graphopt.reporting.junit import render_junit
 
-    _write(report, lambda: render_json(result))
-    _write(html, lambda: render_html(result))
-    _write(junit, lambda: render_junit(result))
+        _write(junit, render_junit(result))
     if json:
-        sys.stdout.write(render_json(result))
+        _print_json(result)
     elif not quiet:
         from graphopt.reporting.terminal import print_optimize
 
@@ -221,8 +220,6 @@ def audit(
     """Say what a model costs, layer by layer, and what each rewrite would save. Writes no model."""
     from graphopt.auditing import audit as run
     from graphopt.options import Options
-    from graphopt.reporting.html import render_html
-    from graphopt.reporting.json_file import render_json
 
     options = Options(
         shapes=_shapes(shape),
@@ -235,10 +232,9 @@ def audit(
     _check_reports([report, html], models=[model])
     with _progress(quiet or json) as progress:
         result = run(model, options, progress, shlex.join(["graphopt", *sys.argv[1:]]))
-    _write(report, lambda: render_json(result))
-    _write(html, lambda: render_html(result))
+    _write_reports(result, report, html)
     if json:
-        sys.stdout.write(render_json(result))
+        _print_json(result)
     elif not quiet:
         from graphopt.reporting.terminal import print_audit
 
@@ -446,10 +442,27 @@ def _check_writable(path: Path) -> None:
         raise InputError(f"cannot write {path}: no permission")
 
 
-def _write(path: Path | None, render: Any) -> None:
-    if path is None:
-        return
+def _write_reports(
+    result: OptimizeReport | AuditReport, report: Path | None, html: Path | None
+) -> None:
+    if report is not None:
+        from graphopt.reporting.json_file import render_json
+
+        _write(report, render_json(result))
+    if html is not None:
+        from graphopt.reporting.html import render_html
+
+        _write(html, render_html(result))
+
+
+def _print_json(result: OptimizeReport | AuditReport) -> None:
+    from graphopt.reporting.json_file import render_json
+
+    sys.stdout.write(render_json(result))
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(render(), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error

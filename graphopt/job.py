@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from graphopt.calibration.prepare import Inputs
-from graphopt.clock import Clock
-from graphopt.cost.stopwatch import Stopwatch
-from graphopt.graph.io import Source
-from graphopt.graph.shapes import TensorInfo
-from graphopt.options import Options
-from graphopt.progress import Progress
-from graphopt.records import Records
-from graphopt.selection import Selection
-from graphopt.verification.compare import Reference
-from graphopt.verification.proof import Limits
+if TYPE_CHECKING:
+    from graphopt.calibration.prepare import Inputs
+    from graphopt.clock import Clock
+    from graphopt.cost.stopwatch import Stopwatch
+    from graphopt.graph.io import Source
+    from graphopt.graph.shapes import TensorInfo
+    from graphopt.options import Options
+    from graphopt.progress import Progress
+    from graphopt.records import Records
+    from graphopt.selection import Selection
+    from graphopt.verification.compare import Reference
+    from graphopt.verification.proof import Limits
 
 
 @dataclass(frozen=True)

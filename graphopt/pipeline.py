@@ -2,49 +2,41 @@
 
 load -> settle on inputs -> exact rewrites to a fixpoint -> [price, search, apply a plan]
 -> write to a temporary file -> prove *that file* -> (roll back and try again) -> rename -> report
+
+What is in brackets, and the proof, is in `proving`; all that runs models is imported only where a
+run asks for it, because it takes longer to import than a small model to rewrite.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from graphopt._version import __version__
-from graphopt.approximation import Approximation, Plan, approximate
 from graphopt.assemble import Outcome, Trial, optimize_report
 from graphopt.calibration.prepare import prepare
-from graphopt.calibration.readers import load_metric
 from graphopt.clock import Clock
-from graphopt.cost.stopwatch import Stopwatch
-from graphopt.cost.table import LatencyTable
-from graphopt.densifying import check_windows, made_dense
 from graphopt.destination import at_point, destination_of, output_paths, staged
-from graphopt.errors import BudgetError, InputError, VerificationError
-from graphopt.frontier import check_pareto, closer
-from graphopt.graph.io import Source, load, session_source
+from graphopt.errors import InputError
+from graphopt.exact_stage import exactly
+from graphopt.graph.io import Source, load
 from graphopt.graph.shapes import infer
 from graphopt.job import Job
 from graphopt.options import Options
-from graphopt.planning.forced import respecting
-from graphopt.planning.ranks import check_schemes, parse
 from graphopt.progress import Progress, Silent
 from graphopt.reporting.schema import OptimizeReport
-from graphopt.resuming import check_resume, open_records
-from graphopt.rewrites import all_rewrites
-from graphopt.rewrites.approximate.scheme import Scheme
-from graphopt.rewrites.base import Decline
-from graphopt.rewrites.dense.changes import NAME as DENSE
-from graphopt.rewrites.gate import MeasuredGate
-from graphopt.rewrites.ledger import Applied, Key, Permit
-from graphopt.rewriting import Rewritten, apply_plan, finished, rewrite_exactly
+from graphopt.rewrites.ledger import Permit
+from graphopt.rewrites.respecting import respecting
 from graphopt.runtime import one_blas_thread, open_session
 from graphopt.selection import select
-from graphopt.timing import time_files
-from graphopt.verification.blame import first_bad
 from graphopt.verification.compare import Reference
-from graphopt.verification.proof import Limits, Proof, exact_tolerance, prove
+from graphopt.verification.proof import Limits, exact_tolerance
 
-_MOST_ROLLBACKS = 20
+if TYPE_CHECKING:
+    from graphopt.calibration.prepare import Inputs
+    from graphopt.cost.stopwatch import Stopwatch
+    from graphopt.records import Records
+    from graphopt.selection import Selection
 
 
 def optimize(
@@ -59,7 +51,12 @@ def optimize(
     """
     with one_blas_thread():
         job = _settle(path, options or Options(), progress or Silent())
-        outcome = _write_what_holds(job)
+        if job.options.verify:
+            from graphopt.proving import write_what_holds
+
+            outcome = write_what_holds(job)
+        else:
+            outcome = _write_unproven(job)
         return optimize_report(
             job.source, job.options, job.inputs, job.infos, outcome, job.clock, command, job.records
         )
@@ -68,9 +65,8 @@ def optimize(
 def _settle(path: Path, options: Options, progress: Progress) -> Job:
     clock = Clock()
     options.budget.check()
-    check_resume(options)
-    check_pareto(options)
-    selection = select(options)
+    _check_folders(options)
+    selection = select(options, approximate=options.verify)
     selection = replace(selection, exact=respecting(selection.exact))
     _check_ranks(options)
     progress.stage("Reading")
@@ -94,7 +90,11 @@ def _settle(path: Path, options: Options, progress: Progress) -> Job:
             preprocess=options.preprocess,
         )
         infos = infer(source.model, inputs.shapes)
-    metric = None if options.metric is None else load_metric(options.metric)
+    metric = None
+    if options.metric is not None:
+        from graphopt.calibration.readers import load_metric
+
+        metric = load_metric(options.metric)
     reference = Reference(
         path, inputs.split.held_out, options.threads, metric, progress, maps=options.dense
     )
@@ -114,17 +114,52 @@ def _settle(path: Path, options: Options, progress: Progress) -> Job:
         infos,
         reference,
         _limits(source, options),
-        Stopwatch(LatencyTable(), options.threads) if options.bench and options.verify else None,
+        _stopwatch(options),
         progress,
         clock,
-        open_records(source, options, selection, inputs),
+        _records(source, options, selection, inputs),
     )
+
+
+def _stopwatch(options: Options) -> Stopwatch | None:
+    if not (options.bench and options.verify):
+        return None
+    from graphopt.cost.stopwatch import Stopwatch
+    from graphopt.cost.table import LatencyTable
+
+    return Stopwatch(LatencyTable(), options.threads)
+
+
+def _records(
+    source: Source, options: Options, selection: Selection, inputs: Inputs
+) -> Records | None:
+    if options.resume is None:
+        return None
+    from graphopt.resuming import open_records
+
+    return open_records(source, options, selection, inputs)
+
+
+def _check_folders(options: Options) -> None:
+    """Raise InputError for a `--resume` or `--pareto` that makes no sense with other options."""
+    if options.resume is not None:
+        from graphopt.resuming import check_resume
+
+        check_resume(options)
+    if options.pareto is not None:
+        from graphopt.frontier import check_pareto
+
+        check_pareto(options)
 
 
 def _check_ranks(options: Options) -> None:
     """Raise InputError for `--ranks` that cannot be read or makes no sense with other options."""
     if options.ranks is None:
         return
+    from graphopt.planning.ranks import check_schemes, parse
+    from graphopt.rewrites import all_rewrites
+    from graphopt.rewrites.approximate.scheme import Scheme
+
     schemes = [rewrite.name for rewrite in all_rewrites() if isinstance(rewrite, Scheme)]
     check_schemes(parse(options.ranks), schemes)
     if not options.verify:
@@ -149,104 +184,9 @@ def _limits(source: Source, options: Options) -> Limits:
     return Limits(None if free else tolerance, budget.max_drop)
 
 
-def _write_what_holds(job: Job) -> Outcome:
-    """Rewrite, write, prove; on failure drop the change to blame and start over."""
-    permit, rolled_back = Permit(), list[Decline]()
-    while True:
-        exact = _exact(job, permit)
-        with job.clock.stage("plan"), one_blas_thread(factorizing=job.options.verify):
-            found = approximate(job, exact, permit)
-        done = _complete(job, exact, found.plan, permit)
-        options = at_point(job.source.path, job.options, len(found.closer) + 1)
-        with staged(job.source, done, options) as stage:
-            trial = Trial(exact, done, found, None, (), tuple(rolled_back), job.limits)
-            if not job.options.verify:
-                return Outcome.of(trial, stage, options)
-            job.progress.stage("Proving", 2 * len(job.inputs.split.held_out.batches))
-            with job.clock.stage("verify"):
-                proof = prove(job.reference, stage.path, job.limits)
-            if proof.passed:
-                job.progress.stage("Timing")
-                with job.clock.stage("bench"):
-                    latency = time_files(job.source, stage.path, job.inputs, job.options)
-                slid = check_windows(job, done, stage.path)
-                trial = replace(trial, proof=proof, latency=latency, slid=slid)
-                with closer(job, exact, found, permit) as others:
-                    return Outcome.of(trial, stage, options, others)
-        culprit = _blame(job, exact, found, proof, permit)
-        forced = _is_forced(done, culprit)
-        if forced and job.limits != Limits(None):
-            raise BudgetError(f"--ranks breaks a limit: {proof.reason}. Nothing was written")
-        kept = forced or culprit.rewrite == DENSE  # asked for: neither is dropped quietly
-        if kept or job.options.on_fail == "stop" or len(rolled_back) >= _MOST_ROLLBACKS:
-            raise VerificationError(f"{proof.reason}; {culprit.reason}. Nothing was written")
-        rolled_back.append(culprit)
-        permit = Permit(permit.blocked | {_key(done, culprit)})
-
-
-def _exact(job: Job, permit: Permit) -> Rewritten:
-    job.progress.stage("Rewriting")
-    gate = MeasuredGate(job.stopwatch)
-    with job.clock.stage("rewrite"):
-        done = rewrite_exactly(job.source.model, job.selection.exact, job.infos, gate, permit)
-        return made_dense(job, done, gate, permit) if job.options.dense else done
-
-
-def _complete(job: Job, exact: Rewritten, plan: Plan, permit: Permit) -> Rewritten:
-    gate = MeasuredGate(job.stopwatch)
-    return apply_plan(exact, plan, job.selection.exact, gate, permit)
-
-
-def _blame(
-    job: Job, exact: Rewritten, found: Approximation, proof: Proof, permit: Permit
-) -> Decline:
-    """The change without which the result would have passed.
-
-    Raises:
-        VerificationError: It fails without any change: the fault is not in a rewrite.
-    """
-    job.progress.stage("Looking for the change to blame")
-
-    def passes(count: int) -> bool:
-        few = Permit(permit.blocked, count)
-        done = _complete(job, _exact(job, few), _plan_within(exact, found.plan, count), few)
-        with session_source(finished(done, __version__)) as model:
-            return prove(job.reference, model, job.limits).passed
-
-    done = _complete(job, exact, found.plan, permit)
-    index = first_bad(len(done.applied), passes)
-    if index == 0:
-        raise VerificationError(
-            f"{proof.reason}, even with nothing rewritten: onnxruntime's own optimization, or an "
-            "operator that draws random numbers. Nothing was written"
-        )
-    culprit = done.applied[index - 1]
-    return Decline(
-        culprit.name,
-        culprit.site,
-        f"{culprit.name} at {', '.join(culprit.site)} is to blame"
-        if culprit.site
-        else f"{culprit.name} is to blame",
-    )
-
-
-def _plan_within(exact: Rewritten, plan: Plan, count: int) -> Plan:
-    """The part of a plan that may be applied when only `count` changes are allowed."""
-    return plan if count >= len(exact.applied) else ()
-
-
-def _is_forced(done: Rewritten, culprit: Decline) -> bool:
-    """Whether the culprit is what `--ranks` asked for: that is not dropped quietly."""
-    return bool(_applied(done, culprit).options.get("forced"))
-
-
-def _key(done: Rewritten, culprit: Decline) -> Key:
-    return _applied(done, culprit).key
-
-
-def _applied(done: Rewritten, culprit: Decline) -> Applied:
-    return next(
-        change
-        for change in done.applied
-        if change.name == culprit.rewrite and change.site == culprit.site
-    )
+def _write_unproven(job: Job) -> Outcome:
+    """Rewrite exactly and write. A result that is not run is not approximated either."""
+    done = exactly(job, Permit())
+    options = at_point(job.source.path, job.options, 1)
+    with staged(job.source, done, options) as stage:
+        return Outcome.of(Trial(done, done, None, None, (), (), job.limits), stage, options)

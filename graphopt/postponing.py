@@ -33,7 +33,8 @@ class _Postponed(ModuleType):
         with _lock:  # another thread waits for the whole; the module itself sees what it has so far
             if self.__class__ is _Postponed and _RUNNING not in self.__dict__:
                 self.__dict__[_RUNNING] = True
-                assert self.__spec__ is not None and self.__spec__.loader is not None
+                assert self.__spec__ is not None
+                assert self.__spec__.loader is not None
                 self.__spec__.loader.exec_module(self)
                 self.__class__ = ModuleType  # type: ignore[assignment]
         return ModuleType.__getattribute__(self, name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -15,13 +16,15 @@ from graphopt.graph.annotate import Annotations, annotate, restore, stamp
 from graphopt.graph.constants import constant
 from graphopt.graph.scope import Scope, is_op, site_of
 from graphopt.graph.shapes import TensorInfo
-from graphopt.planning.choices import Choice
-from graphopt.planning.workshop import Realised
 from graphopt.rewrites.base import Decline, ExactRewrite, WholeModelPass
 from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
-from graphopt.rewrites.dense.make import Dense
 from graphopt.rewrites.driver import Driver, Gate
 from graphopt.rewrites.ledger import Applied, Key, Ledger, Permit, entry
+
+if TYPE_CHECKING:  # the planner and --dense are loaded by those who use them
+    from graphopt.planning.choices import Choice
+    from graphopt.planning.workshop import Realised
+    from graphopt.rewrites.dense.make import Dense
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from graphopt.errors import InputError
 from graphopt.options import Options
-from graphopt.rewrites import all_rewrites
-from graphopt.rewrites.approximate.scheme import Scheme
+from graphopt.rewrites import all_rewrites, exact_rewrites
 from graphopt.rewrites.base import ApproximateRewrite, ExactRewrite, Rewrite, WholeModelPass
 from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
 from graphopt.rewrites.cleanup.library import FoldConstants
@@ -20,6 +21,9 @@ from graphopt.rewrites.exact.merge_parallel import MergeParallel
 from graphopt.rewrites.exact.push_transposes import MatMulToConv
 from graphopt.rewrites.exact.recognise_pooling import RecognisePooling
 from graphopt.rewrites.exact.recognise_swish import RecogniseSwish
+
+if TYPE_CHECKING:
+    from graphopt.rewrites.approximate.scheme import Scheme
 
 _GATED = (MatMulToConv, MergeBranches, MergeParallel, RecognisePooling, RecogniseSwish)
 """Measured before they are taken, except for a target whose times this machine's do not tell."""
@@ -33,15 +37,19 @@ class Selection:
     approximate: tuple[Scheme, ...]
 
 
-def select(options: Options) -> Selection:
+def select(options: Options, *, approximate: bool = True) -> Selection:
     """The rewrites that `--passes` and `--skip` leave, set up for the target.
+
+    approximate: whether the run can use approximate ones; else they are not even imported, unless
+    names have to be told from mistakes.
 
     Raises:
         InputError: A name that is no rewrite (the message suggests the nearest).
     """
-    rewrites = all_rewrites()
+    named = (*(options.passes or ()), *options.skip)
+    rewrites = all_rewrites() if approximate or named else exact_rewrites()
     names = [rewrite.name for rewrite in rewrites]
-    for name in (*(options.passes or ()), *options.skip):
+    for name in named:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
             hint = f"did you mean {near[0]}?" if near else "see `graphopt passes`"
@@ -54,8 +62,14 @@ def select(options: Options) -> Selection:
     ]
     return Selection(
         tuple(r for r in kept if not isinstance(r, ApproximateRewrite)),
-        tuple(r for r in kept if isinstance(r, Scheme)),
+        _schemes(kept) if approximate else (),
     )
+
+
+def _schemes(rewrites: Iterable[Rewrite]) -> tuple[Scheme, ...]:
+    from graphopt.rewrites.approximate.scheme import Scheme
+
+    return tuple(rewrite for rewrite in rewrites if isinstance(rewrite, Scheme))
 
 
 def _configured(rewrite: Rewrite, options: Options) -> Rewrite:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
+import onnx.parser
 import pytest
 
 import graphopt
@@ -35,6 +37,17 @@ HEAVY = (
     "networkx",
     "rich.console",
 )
+ENGINE = (
+    "graphopt.approximation",
+    "graphopt.planning.choices",
+    "graphopt.proving",
+    "graphopt.reporting.html",
+    "graphopt.rewrites.approximate",
+    "onnxruntime",
+    "onnxscript",
+    "scipy.linalg",
+)
+"""What a run of exact rewrites alone does without."""
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -91,3 +104,22 @@ def test_start_up_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_run_without_proof_loads_no_engine(tmp_path: Path) -> None:
+    """What searches, fits and proves takes longer to import than a small model to rewrite."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> net (float[3] x) => (float[3] y) '
+        "{ r = Relu(x) y = Relu(r) }"
+    )
+    onnx.save(model, tmp_path / "net.onnx")
+    code = f"""
+import sys
+from pathlib import Path
+import graphopt
+graphopt.optimize(Path({str(tmp_path / "net.onnx")!r}), graphopt.Options(verify=False))
+print([name for name in sys.modules if name.startswith({ENGINE!r})])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert (tmp_path / "net.opt.onnx").is_file()

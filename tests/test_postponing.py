@@ -10,7 +10,7 @@ import sys
 from graphopt.postponing import postpone_sympy
 postpone_sympy()
 import onnx_ir as ir
-import graphopt.pipeline
+import graphopt.pipeline, graphopt.proving
 assert "sympy.core" not in sys.modules, "something of graphopt's own asks for sympy"
 """
 

@@ -40,24 +40,28 @@ class Walk:
     def onto(self, model: ir.Model, names: Sequence[str]) -> Callable[[int], Values]:
         """From a batch's index to the named values; to be called for every batch, in order.
 
-        The model may have changed since the last call only behind what has been run.
+        The model may have changed since the last call only behind what has been run. Values that
+        come before that can be had too, at the price of a run from the inputs.
         """
         values = create_value_mapping(model.graph, include_subgraphs=False)
         known = set(self._kept[0])
         if known.issuperset(names):
             return lambda index: self._kept[index]
         piece = list(before([values[name] for name in names], known))
+        used = {value.name for node in piece for value in node.inputs if value is not None}
+        if (used.union(names) - known) & set(self.dataset.batches[0].feeds):
+            self._restart()  # asked for what lies behind and is no longer kept
+            return self.onto(model, names)
         made = {value.name for node in piece for value in node.outputs if value.name}
         behind = self._run | made
         # What bodies capture is not among a node's inputs: then everything is fed, nothing kept.
-        bodies = any(node.graph is not model.graph for node in model.graph.all_nodes())
+        bodies = has_bodies(model)
         live = {
             name
             for name in (known | made)
             if any(_first_output(user) not in behind for user in values[name].consumers())
         }
         fetched = sorted(made & (live | set(names)))
-        used = {value.name for node in piece for value in node.inputs if value is not None}
         fed = sorted(known if bodies else known & used)
         session = self._session(model, fed, fetched)
         keep = not bodies
@@ -85,16 +89,28 @@ class Walk:
         self._kept = [batch.feeds for batch in self.dataset.batches]
 
     def _session(self, model: ir.Model, fed: Sequence[str], fetched: Sequence[str]) -> object:
-        graph = extract(model.graph, fed, fetched)
-        for value in (*graph.inputs, *graph.outputs):
-            value.shape = None  # declared for one sample, perhaps
-            if value.type is None:
-                value.type = ir.TensorType(ir.DataType.FLOAT)
-        piece = ir.Model(
-            graph, ir_version=model.ir_version, functions=list(model.functions.values())
-        )
-        with session_source(piece) as source:
+        with session_source(piece_of(model, fed, fetched)) as source:
             return open_session(source, threads=self.threads)
+
+
+def piece_of(model: ir.Model, fed: Sequence[str], fetched: Sequence[str]) -> ir.Model:
+    """What computes some values of a model from others, for inputs of any shape.
+
+    Raises:
+        ValueError: It takes more than these.
+    """
+    graph = extract(model.graph, fed, fetched)
+    for value in (*graph.inputs, *graph.outputs):
+        value.shape = None  # declared for one sample, perhaps
+        if value.type is None:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    functions = list(model.functions.values())
+    return ir.Model(graph, ir_version=model.ir_version, functions=functions)
+
+
+def has_bodies(model: ir.Model) -> bool:
+    """Whether there are graphs within the main one, which may read values that no node names."""
+    return any(node.graph is not model.graph for node in model.graph.all_nodes())
 
 
 def _first_output(node: ir.Node) -> str | None:

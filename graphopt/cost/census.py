@@ -7,13 +7,13 @@ totals, however a library's pass went about its work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphopt.cost.counts import macs, parameters, tensors
-from graphopt.graph.scope import graphs
+from graphopt.cost.counts import constant_tensor, macs, parameters
+from graphopt.graph.scope import bodies
 from graphopt.graph.shapes import TensorInfo, infer_node
 
 
@@ -29,28 +29,29 @@ class Tally:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that counts: MACs by node, and stored tensors with their owners.
+    """Everything that counts: the nodes, and stored tensors with their owners.
 
-    tensors: by the identities of owner and tensor (a pass may also give a value another tensor in
-    place); holding the objects keeps the identities valid.
+    macs: of these nodes (and perhaps of others). tensors: by the identities of owner and tensor (a
+    pass may also give a value another tensor in place); holding the objects keeps them valid.
     """
 
-    nodes: Mapping[ir.Node, int]
+    nodes: Set[ir.Node]
+    macs: Mapping[ir.Node, int]
     tensors: Mapping[tuple[int, int], tuple[object, ir.TensorProtocol]]
 
     def total(self) -> Tally:
         """The cost of the whole model."""
-        return self.without(Snapshot({}, {}))
+        return self.without(Snapshot(frozenset(), {}, {}))
 
     def without(self, other: Snapshot) -> Tally:
         """The cost of what is here and not in `other`."""
-        nodes = [count for node, count in self.nodes.items() if node not in other.nodes]
-        here = [t for key, (_, t) in self.tensors.items() if key not in other.tensors]
+        nodes = self.nodes - other.nodes
+        here = [self.tensors[key][1] for key in self.tensors.keys() - other.tensors.keys()]
         return Tally(
             nodes=len(nodes),
             parameters=sum(parameters(tensor) for tensor in here),
             weight_bytes=sum(int(tensor.nbytes) for tensor in here),
-            macs=sum(nodes),
+            macs=sum(self.macs[node] for node in nodes),
         )
 
 
@@ -64,19 +65,33 @@ class Census:
         self._model = model
         self._infos = infos
         self._macs: dict[ir.Node, int] = {}
+        self._owners: set[ir.Node] = set()
+        """Of the nodes known, the few that have a body or a tensor of their own."""
 
     def take(self) -> Snapshot:
         """The model as it is now. Called around every change, so only new nodes are looked at."""
-        known = self._macs
-        nodes: dict[ir.Node, int] = {}
-        for graph in graphs(self._model):
-            for node in graph:
-                count = known.get(node)
-                if count is None:
-                    known[node] = count = self._count(node)
-                nodes[node] = count
-        stored = {(id(owner), id(t)): (owner, t) for owner, t in tensors(self._model)}
-        return Snapshot(nodes, stored)
+        known, owners = self._macs, self._owners
+        nodes: set[ir.Node] = set()
+        stored: dict[tuple[int, int], tuple[object, ir.TensorProtocol]] = {}
+        found = [self._model.graph]
+        for graph in found:
+            for value in graph.initializers.data.values():  # faster than through the mapping
+                tensor = value.const_value
+                if tensor is not None:
+                    stored[id(value), id(tensor)] = value, tensor
+            here = list(graph)
+            nodes.update(here)
+            for node in here:
+                if node not in known:
+                    known[node] = self._count(node)
+                    if node.op_type == "Constant" or bodies(node):
+                        owners.add(node)
+            for node in owners.intersection(here):
+                found += bodies(node)
+                tensor = constant_tensor(node)
+                if tensor is not None:
+                    stored[id(node), id(tensor)] = node, tensor
+        return Snapshot(nodes, known, stored)
 
     def _count(self, node: ir.Node) -> int:
         if node.graph is not self._model.graph:

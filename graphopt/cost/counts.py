@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
 from graphopt.graph.constants import constant, stored
-from graphopt.graph.scope import attribute_int, graphs, is_op
+from graphopt.graph.scope import all_nodes, attribute_int, is_op
 from graphopt.graph.shapes import TensorInfo
 
 _NO_PARAMETER = {
@@ -73,18 +73,11 @@ def _shape(value: ir.Value | None, infos: Mapping[str, TensorInfo]) -> tuple[int
     return None if array is None else tuple(array.shape)
 
 
-def tensors(model: ir.Model) -> Iterator[tuple[ir.Value | ir.Node, ir.TensorProtocol]]:
-    """Every stored tensor (initializers, Constant nodes), with what owns it."""
-    for graph in graphs(model):
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value, value.const_value
-        for node in graph:
-            if node.op_type != "Constant":
-                continue
-            attribute = node.attributes.get("value")
-            if attribute is not None and not attribute.is_ref():
-                yield node, attribute.as_tensor()
+def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
+    """The tensor that a Constant node keeps; None of any other node."""
+    attribute = node.attributes.get("value") if node.op_type == "Constant" else None
+    tensor: ir.TensorProtocol | None = None if attribute is None else attribute.value
+    return tensor
 
 
 def parameters(tensor: ir.TensorProtocol) -> int:
@@ -109,5 +102,5 @@ def node_weight_bytes(node: ir.Node) -> int:
 
 def operators(model: ir.Model) -> dict[str, int]:
     """Nodes by operator type, most frequent first, bodies included."""
-    counts = Counter(node.op_type for node in model.graph.all_nodes())
+    counts = Counter(node.op_type for node in all_nodes(model))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -53,17 +53,20 @@ class GroupedFit:
         return cube.reshape(outputs, self.parts * rank, -1)
 
 
-def grouped_mixing(weight: Array, gram: Array, parts: int) -> GroupedFit:
-    """Factor W [O, J, K] in the metric G [J K, J K] of (j, k), a rank of every part of J at a time."""
+def grouped_mixing(weight: Array, gram: Array, parts: int, most: int | None = None) -> GroupedFit:
+    """Factor W [O, J, K] in the metric G [J K, J K] of (j, k), a rank of every part of J at a time.
+
+    most: the largest rank of a part that will be asked for (None: J / parts).
+    """
     if parts == 1:
-        return GroupedFit(mixing(weight, gram), weight, gram)
+        return GroupedFit(mixing(weight, gram, most), weight, gram)
     outputs, size, taps = weight.shape
     width = size // parts
     split = weight.reshape(outputs, parts, width, taps)
     metric = gram.reshape(parts, width, taps, parts, width, taps)
     own = width * taps
     bases = np.stack(
-        [mixing(split[:, d], metric[d, :, :, d].reshape(own, own)).basis for d in range(parts)]
+        [mixing(split[:, d], metric[d, :, :, d].reshape(own, own), 1).basis for d in range(parts)]
     )
     inverses = np.stack([scipy.linalg.inv(basis, check_finite=False) for basis in bases])
     moved = np.einsum("drc,dckeil->drkeil", bases, metric, optimize=True)
@@ -71,7 +74,7 @@ def grouped_mixing(weight: Array, gram: Array, parts: int) -> GroupedFit:
     seen = np.einsum("odck,dcr->ordk", split, inverses, optimize=True)
     weight = seen.reshape(outputs, width, parts * taps)
     gram = moved.reshape(size * taps, size * taps)
-    return GroupedFit(mixing(weight, gram), weight, gram, bases)
+    return GroupedFit(mixing(weight, gram, most), weight, gram, bases)
 
 
 def multiplied(first: Array, second: Array, parts: int = 1) -> Array:

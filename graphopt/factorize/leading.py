@@ -3,7 +3,8 @@
 If z = T x are new coordinates, ordered by importance, and only the leading n are kept, the best
 second factor is a regression on them. With T G T^T = L L^T (Cholesky) and Z = W T^-1 L, keeping the
 leading n coordinates leaves the error ||Z[:, n:]||^2 and the second factor is
-Z[:, :n] L[:n, :n]^-1, because L is lower triangular. So one decomposition gives every rank.
+Z[:, :n] L[:n, :n]^-1, because L is lower triangular. So one decomposition gives every rank. And
+Z[:, :n] = W G T_n^T L[:n, :n]^-T: no more of it has to be made than the largest rank to be asked for.
 
 Three schemes are of this kind. `mixing` (the input bottleneck; both orders of the spatial scheme):
 T acts on one axis J of the patch and is shared by the K taps. `separate` (decoupling): every input
@@ -34,10 +35,10 @@ class LeadingFactors:
 
 @dataclass(frozen=True)
 class LeadingFit:
-    """All ranks of a leading-coordinates scheme for one weight in one metric.
+    """All ranks, up to the largest asked for, of a leading-coordinates scheme in one metric.
 
-    basis: T, rows by importance. importance: squared response through each row were it alone, [J]
-    for mixing, [J, T] for separate. step: coordinates per unit of rank. missed: [ranks + 1]
+    basis: T, all rows by importance. importance: squared response through each row were it alone,
+    [J] for mixing, [J, T] for separate. step: coordinates per unit of rank. missed: [ranks + 1]
     squared response error left at rank 0, 1, 2, ...
     """
 
@@ -51,8 +52,8 @@ class LeadingFit:
 
     @property
     def full(self) -> int:
-        """The largest rank."""
-        return len(self.missed) - 1
+        """The rank at which nothing is missed."""
+        return len(self.basis)
 
     def factors(self, rank: int) -> LeadingFactors:
         """The factors of a rank."""
@@ -75,8 +76,10 @@ def unit_rows(first: Array, second: Array) -> LeadingFactors:
     return LeadingFactors(first / norms[..., None], second * spread)
 
 
-def mixing(weight: Array, gram: Array) -> LeadingFit:
+def mixing(weight: Array, gram: Array, most: int | None = None) -> LeadingFit:
     """Factor W [O, J, K] as sum_r B[o, r, k] A[r, j] in the metric G [J K, J K] of (j, k).
+
+    most: the largest rank that will be asked for (None: J).
 
     T comes from the singular value decomposition of the stacked taps W_k S^(1/2), S the moment of
     the J axis averaged over taps: the best choice if taps were uncorrelated.
@@ -91,21 +94,29 @@ def mixing(weight: Array, gram: Array) -> LeadingFit:
     vectors = vectors[:, ::-1]
     basis = scipy.linalg.solve_triangular(root, vectors, lower=True, trans="T").T
     inverse = root @ vectors
-    moved = np.tensordot(basis, metric, axes=(1, 0))  # [R, k, i, k']
-    moved = np.tensordot(moved, basis, axes=(2, 1)).transpose(0, 1, 3, 2)
-    seen = np.tensordot(weight, inverse, axes=(1, 0)).transpose(0, 2, 1)  # [O, R, K]
+    leading = basis[:most]
+    moved = np.tensordot(leading, metric, axes=(1, 0))  # [R, k, i, k']
+    moved = np.tensordot(moved, leading, axes=(2, 1)).transpose(0, 1, 3, 2)
+    seen = np.tensordot(weight, inverse, axes=(1, 0)).transpose(0, 2, 1)  # [O, J, K]
+    answers = (weight.reshape(outputs, -1) @ gram).reshape(weight.shape)
+    cross = np.tensordot(answers, leading, axes=(1, 1)).transpose(0, 2, 1)  # [O, R, K]
+    count = len(leading) * taps
     return _fit(
         basis,
         np.maximum(values[::-1], 0.0),
-        moved.reshape(size * taps, size * taps),
+        moved.reshape(count, count),
+        cross.reshape(outputs, count),
         seen.reshape(outputs, size * taps),
+        energy=float(np.sum(answers * weight)),
         step=taps,
         trailing=taps,
     )
 
 
-def separate(weight: Array, gram: Array) -> LeadingFit:
+def separate(weight: Array, gram: Array, most: int | None = None) -> LeadingFit:
     """Factor W [O, J, K] as sum_t P[o, t, j] D[t, j, k] in the metric G [J K, J K] of (j, k).
+
+    most: the most terms that will be asked for (None: K).
 
     D_j: the leading right singular vectors of W_j in the metric of its own channel.
     Source: Guo et al. 2018, "Network decoupling".
@@ -123,28 +134,51 @@ def separate(weight: Array, gram: Array) -> LeadingFit:
         basis[:, channel] = scipy.linalg.solve_triangular(root, right.T, lower=True, trans="T").T
         inverse[channel] = root @ right.T
     # New coordinates (t, j): every channel's t-th filter response.
-    moved = np.einsum("tjk,jkil->tjil", basis, metric, optimize=True)
-    moved = np.einsum("tjil,sil->tjsi", moved, basis, optimize=True)
+    leading = basis[:most]
+    moved = np.einsum("tjk,jkil->tjil", leading, metric, optimize=True)
+    moved = np.einsum("tjil,sil->tjsi", moved, leading, optimize=True)
     seen = np.einsum("ojk,jkt->otj", weight, inverse, optimize=True)
-    count = size * taps
+    answers = (weight.reshape(outputs, -1) @ gram).reshape(weight.shape)
+    cross = np.einsum("ojk,tjk->otj", answers, leading, optimize=True)
+    count = len(leading) * size
     return _fit(
         basis,
         importance,
         moved.reshape(count, count),
-        seen.reshape(outputs, count),
+        cross.reshape(outputs, count),
+        seen.reshape(outputs, size * taps),
+        energy=float(np.sum(answers * weight)),
         step=size,
         trailing=size,
     )
 
 
 def _fit(
-    basis: Array, importance: Array, gram: Array, weight: Array, *, step: int, trailing: int
+    basis: Array,
+    importance: Array,
+    gram: Array,
+    cross: Array,
+    weight: Array,
+    *,
+    energy: float,
+    step: int,
+    trailing: int,
 ) -> LeadingFit:
+    """Of the moments of the leading coordinates [n, n], and of theirs with the response [O, n].
+
+    weight: in all coordinates, [O, J K]. energy: squared response.
+    """
     # Transposed, a symmetric matrix is the same in the order that LAPACK can work on in place.
-    lower = scipy.linalg.cholesky(regular(gram).T, lower=True, overwrite_a=True, check_finite=False)
-    response = weight @ lower
+    metric = regular(gram)
+    # The floor belongs to all coordinates: without it, what no input shows would be forgotten.
+    floor = _floor(gram)
+    cross = cross + floor * weight[:, : len(gram)]
+    energy += floor * float(np.sum(weight**2))
+    lower = scipy.linalg.cholesky(metric.T, lower=True, overwrite_a=True, check_finite=False)
+    response = scipy.linalg.solve_triangular(lower, cross.T, lower=True, check_finite=False).T
     per_rank = (response**2).sum(axis=0).reshape(-1, step).sum(axis=1)
-    missed = np.concatenate([np.cumsum(per_rank[::-1])[::-1], [0.0]])
+    left = 0.0 if len(gram) == weight.shape[1] else max(energy - float(per_rank.sum()), 0.0)
+    missed = left + np.concatenate([np.cumsum(per_rank[::-1])[::-1], [0.0]])
     return LeadingFit(basis, importance, lower, response, step, missed, trailing)
 
 
@@ -152,7 +186,10 @@ def regular(gram: Array) -> Array:
     """Symmetric, with a floor that makes a Cholesky decomposition possible."""
     symmetric = gram + gram.T
     symmetric *= 0.5
-    floor = 1e-10 * float(np.trace(symmetric)) / len(symmetric) + 1e-30
-    symmetric[np.diag_indices_from(symmetric)] += floor
+    symmetric[np.diag_indices_from(symmetric)] += _floor(gram)
     floored: Array = symmetric
     return floored
+
+
+def _floor(gram: Array) -> float:
+    return 1e-10 * float(np.trace(gram)) / len(gram) + 1e-30

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from graphopt.graph.overridable import overridable_hidden
-from graphopt.graph.scope import graphs
+from graphopt.graph.scope import all_nodes, graphs
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def annotate(model: ir.Model, *, frozen: bool = True) -> Annotations:
     """
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     declared: dict[str, tuple[ir.TypeProtocol | None, ir.Shape | None]] = {}
-    for node in model.graph.all_nodes():
+    for node in all_nodes(model):
         for value in node.outputs:
             if value.shape is not None or value.type is not None:
                 declared[value.name or ""] = (value.type, value.shape)
@@ -56,7 +56,7 @@ def restore(model: ir.Model, annotations: Annotations) -> None:
     for weight in (value for graph in graphs(model) for value in graph.initializers.values()):
         if not weight.is_graph_input() and not weight.is_graph_output():
             weight.type = weight.shape = None  # the tensor has both; value_info would repeat them
-    for node in model.graph.all_nodes():
+    for node in all_nodes(model):
         for value in node.outputs:
             if id(value) in outputs:
                 continue

@@ -83,7 +83,7 @@ def _numpy(tensor: ir.TensorProtocol) -> Array | None:
 def _constant_node(node: ir.Node) -> Array | None:
     tensor = node.attributes.get("value")
     if tensor is not None:
-        return None if tensor.is_ref() else _numpy(tensor.as_tensor())
+        return None if tensor.is_ref() else _numpy(tensor.value)
     for name, dtype in _CONSTANT_ATTRIBUTES.items():
         attribute = node.attributes.get(name)
         if attribute is not None and not attribute.is_ref():
@@ -165,7 +165,7 @@ def _reshape(node: ir.Node, inputs: list[Array]) -> Array | None:
 
 def _constant_of_shape(node: ir.Node, inputs: list[Array]) -> Array:
     attribute = node.attributes.get("value")
-    fill = np.float32(0) if attribute is None else attribute.as_tensor().numpy().reshape(-1)[0]
+    fill = np.float32(0) if attribute is None else attribute.value.numpy().reshape(-1)[0]
     return splat(fill, tuple(int(n) for n in inputs[0].ravel()))
 
 

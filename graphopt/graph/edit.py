@@ -129,8 +129,7 @@ class Edit:
         before = [value for node in removed for value in node.inputs if value is not None]
         for value in self._initializers:
             graph.register_initializer(value)
-        last = max(removed, key=lambda node: _position(graph, node))
-        graph.insert_after(last, self._nodes)
+        graph.insert_after(_last(graph, removed), self._nodes)
         made = {output for node in self._nodes for output in node.outputs}
         for old, new in outputs.items():
             self._hand_over(old, new, is_new=new in made)
@@ -205,11 +204,12 @@ def _keep_output_name(old: ir.Value, new: ir.Value) -> None:
         new.shape = old.shape
 
 
-def _position(graph: ir.Graph, node: ir.Node) -> int:
-    for index, other in enumerate(graph):
-        if other is node:
-            return index
-    raise ValueError(f"node {node.name!r} is not in the graph")
+def _last(graph: ir.Graph, nodes: Sequence[ir.Node]) -> ir.Node:
+    """Of some nodes of a graph the one that stands last."""
+    if len(nodes) == 1:
+        return nodes[0]
+    wanted = set(nodes)
+    return next(node for node in reversed(graph) if node in wanted)
 
 
 def _drop_initializer(value: ir.Value) -> None:

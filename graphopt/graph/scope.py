@@ -83,16 +83,28 @@ def scopes(model: ir.Model, infos: Mapping[str, TensorInfo]) -> Iterator[Scope]:
 def graphs(model: ir.Model) -> list[ir.Graph]:
     """The main graph, then every body (of If, Loop, Scan) in it, outer ones first.
 
-    Asked before and after every change, so it does without the library's general traversal.
+    Asked for by every rewrite, so it does without the library's general traversal.
     """
     found = [model.graph]
     for graph in found:
         for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.GRAPH:
-                    found.append(attribute.as_graph())
-                elif attribute.type == ir.AttributeType.GRAPHS:
-                    found.extend(attribute.as_graphs())
+            found += bodies(node)
+    return found
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of the main graph, then those of the bodies in it."""
+    return (node for graph in graphs(model) for node in graph)
+
+
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs in a node's own attributes (of If, Loop, Scan)."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.data.values():  # half the time of going through the mapping
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found += attribute.as_graphs()
     return found
 
 

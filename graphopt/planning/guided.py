@@ -18,7 +18,9 @@ import scipy
 from graphopt.factorize.weighting import Array
 from graphopt.planning.search import Plan
 
-_POINTS = 12
+CURVE_POINTS = 12
+"""Plans whose share of the budget is measured before any is fitted as a whole."""
+
 _LARGE = 1e6
 _FINE = 32
 """The answer is looked for to one part in this of the sequence."""
@@ -59,7 +61,9 @@ class Curve:
         return int(self.counts[last] + part * (self.counts[last + 1] - self.counts[last]))
 
 
-def curve(plans: Sequence[Plan], used: Callable[[Plan], float], points: int = _POINTS) -> Curve:
+def curve(
+    plans: Sequence[Plan], used: Callable[[Plan], float], points: int = CURVE_POINTS
+) -> Curve:
     """Measure the share used by evenly spaced plans and smooth it by isotonic regression.
 
     A drop in accuracy on a few hundred samples goes up and down by chance, its trend does not.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from graphopt.graph.scope import Scope, site_of
 from graphopt.planning.workshop import Candidate, Workshop
@@ -13,6 +16,8 @@ from graphopt.rewrites.base import Decline
 
 _SLACK = 1.05
 """A candidate stays if nothing both has fewer MACs and is this much better: MACs are not time."""
+
+_TINY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,20 @@ def layers_of(scope: Scope, schemes: Sequence[Scheme]) -> tuple[list[Layer], lis
     return layers, declined
 
 
-def menus(layers: Sequence[Layer], schemes: Sequence[Scheme], workshop: Workshop) -> Iterator[Menu]:
+def menus(
+    layers: Sequence[Layer], schemes: Sequence[Scheme], workshop: Workshop, most: int | None = None
+) -> Iterator[Menu]:
     """Per layer the candidates on the Pareto front of MACs and error (with some slack).
 
-    One after another as they are asked for: a layer's decompositions are large, and not kept for long.
+    One after another as they are asked for: a layer's decompositions are large, and not kept for
+    long. most: candidates of a layer; None for all of these.
     """
     for layer in layers:
         offered, declined = workshop.menu(layer, schemes)
-        yield Menu(layer.name, tuple(front(offered)), tuple(declined))
+        kept = front(offered)
+        if most is not None:
+            kept = thinned(kept, most)
+        yield Menu(layer.name, tuple(kept), tuple(declined))
 
 
 def front(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -62,6 +73,21 @@ def front(candidates: Sequence[Candidate]) -> list[Candidate]:
         if not beaten:
             kept.append(one)
     return sorted(kept, key=lambda candidate: (candidate.macs_ratio, candidate.error))
+
+
+def thinned(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+    """About evenly spaced in error, of those nearly alike in it the one of fewest MACs."""
+    finite = [c for c in candidates if math.isfinite(c.error)]
+    if len(finite) <= most:
+        return finite
+    errors = np.log([max(c.error, _TINY) for c in finite])
+    edges = np.linspace(errors.min(), errors.max(), most + 1)[1:-1]
+    best: dict[int, int] = {}
+    for index, place in enumerate(np.searchsorted(edges, errors).tolist()):
+        known = best.get(place)
+        if known is None or finite[index].macs_ratio < finite[known].macs_ratio:
+            best[place] = index
+    return [finite[index] for index in sorted(best.values())]
 
 
 def _why_none(layer: Layer, schemes: Sequence[Scheme]) -> str:

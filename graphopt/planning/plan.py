@@ -15,7 +15,7 @@ from graphopt.planning.budget import Budget, Limit
 from graphopt.planning.choices import with_candidates
 from graphopt.planning.fitting import Fit, symmetric
 from graphopt.planning.guard import Guard, Measured
-from graphopt.planning.guided import curve, settle
+from graphopt.planning.guided import CURVE_POINTS, curve, settle
 from graphopt.planning.notebook import Figures, Notebook, noted, plan_key
 from graphopt.planning.search import Found, Plan, reaching, within
 from graphopt.planning.workshop import Realised
@@ -124,7 +124,8 @@ def choose(
     With a limit on error or drop: the fastest plan inside it. With a speed-up: the least error that
     reaches it. With both: whichever binds first. The search first uses each layer's own fit; with
     `refit` (which fits a plan as a whole, better and slower) it then goes on from there. What the
-    notebook knows of a plan is not measured again. most_fits: that `refit` is asked for on the way.
+    notebook knows of a plan is not measured again. most_fits: that `refit` is asked for on the way;
+    where they are few, few plans are measured before them as well.
 
     Raises:
         BudgetError: Only a speed-up was asked for, and nothing on offer reaches it.
@@ -150,9 +151,12 @@ def choose(
     if refit is None:
         found = within(plans, quick.fits, limit)
     else:
-        expected = curve(plans, quick.surely)
+        points = CURVE_POINTS if most_fits is None else min(CURVE_POINTS, 3 * most_fits)
+        expected = curve(plans, quick.surely, points)
         known = settle(plans, expected, final.fits, final.used, final.surely, most_fits)
-        found = within(plans, final.fits, limit, known=known, tries=_REFITTED_TRIES)
+        left = _REFITTED_TRIES if most_fits is None else most_fits - len(final.measured)
+        tries = min(_REFITTED_TRIES, max(0, left))
+        found = within(plans, final.fits, limit, known=known, tries=tries)
     if found.bound_by is not None and budget.max_error is not None and budget.max_drop is not None:
         found = Found(found.plans, _binding(budget, final.measured))
     if budget.speedup is not None:

@@ -18,12 +18,17 @@ from graphopt.graph.scope import Scope
 from graphopt.planning.method import Method
 from graphopt.rewrites.approximate.layer import Layer
 from graphopt.rewrites.approximate.scheme import Array, Decomposition, Ranks, Scheme
-from graphopt.rewrites.approximate.structure import Factored, Row, cost, put, sketched, through
+from graphopt.rewrites.approximate.structure import (
+    WORTHWHILE_MACS_RATIO,
+    Factored,
+    Row,
+    cost,
+    put,
+    sketched,
+    through,
+)
 from graphopt.rewrites.base import Decline, OptionValue, Proposal
 from graphopt.runtime import cores, give_back_memory
-
-WORTHWHILE_MACS_RATIO = 0.97
-"""A candidate that saves less than this is not offered."""
 
 _KEPT_BYTES = 1 << 30
 

@@ -1,5 +1,8 @@
 """All rewrites, in the order they are tried. The lists are explicit; nothing registers itself.
 
+The approximate ones come with all the mathematics and are imported when they are first asked for:
+a run without verification never does.
+
 Third parties add rewrites through the entry point group `graphopt.rewrites`: each entry point
 names a rewrite instance, or a function that returns one.
 """
@@ -8,17 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import InputError
-from graphopt.rewrites.approximate.decoupled import Decoupled
-from graphopt.rewrites.approximate.decoupled_pointwise_first import DecoupledPointwiseFirst
-from graphopt.rewrites.approximate.input_bottleneck import InputBottleneck
-from graphopt.rewrites.approximate.kernel_chain import KernelChain
-from graphopt.rewrites.approximate.output_bottleneck import OutputBottleneck
-from graphopt.rewrites.approximate.scheme import Scheme
-from graphopt.rewrites.approximate.spatial import Spatial
-from graphopt.rewrites.approximate.two_sided import TwoSided
-from graphopt.rewrites.base import ExactRewrite, Rewrite, WholeModelPass
+from graphopt.rewrites.base import ApproximateRewrite, ExactRewrite, Rewrite, WholeModelPass
 from graphopt.rewrites.cleanup.fold_known_dimensions import FoldKnownDimensions
 from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
 from graphopt.rewrites.cleanup.inline_functions import InlineFunctions
@@ -55,6 +51,10 @@ from graphopt.rewrites.exact.recognise_hard_swish import RecogniseHardSwish
 from graphopt.rewrites.exact.recognise_leaky_relu import RecogniseLeakyRelu
 from graphopt.rewrites.exact.recognise_pooling import RecognisePooling
 from graphopt.rewrites.exact.recognise_swish import RecogniseSwish
+
+if TYPE_CHECKING:
+    from graphopt.rewrites.approximate.scheme import Scheme
+    from graphopt.rewrites.approximate.schemes import APPROXIMATE as APPROXIMATE
 
 CLEANUP: tuple[ExactRewrite | WholeModelPass, ...] = (
     FreezeInitializers(),
@@ -101,17 +101,6 @@ EXACT: tuple[ExactRewrite | WholeModelPass, ...] = (
     MergeDuplicates(),
 )
 
-APPROXIMATE: tuple[Scheme, ...] = (
-    InputBottleneck(),
-    OutputBottleneck(),
-    TwoSided(),
-    Spatial(first_axis=0),
-    Spatial(first_axis=1),
-    KernelChain(),
-    Decoupled(),
-    DecoupledPointwiseFirst(),
-)
-
 ENTRY_POINT_GROUP = "graphopt.rewrites"
 
 
@@ -121,7 +110,29 @@ def all_rewrites() -> tuple[Rewrite, ...]:
     Raises:
         InputError: A package's entry point is not a rewrite.
     """
-    return (*CLEANUP, *EXACT, *APPROXIMATE, *_plugins())
+    return (*CLEANUP, *EXACT, *_approximate(), *_plugins())
+
+
+def exact_rewrites() -> tuple[ExactRewrite | WholeModelPass, ...]:
+    """Of all rewrites those that are not approximate.
+
+    Raises:
+        InputError: A package's entry point is not a rewrite.
+    """
+    offered = (rewrite for rewrite in _plugins() if not isinstance(rewrite, ApproximateRewrite))
+    return (*CLEANUP, *EXACT, *offered)
+
+
+def _approximate() -> tuple[Scheme, ...]:
+    from graphopt.rewrites.approximate.schemes import APPROXIMATE
+
+    return APPROXIMATE
+
+
+def __getattr__(name: str) -> Any:
+    if name == "APPROXIMATE":
+        return _approximate()
+    raise AttributeError(f"module 'graphopt.rewrites' has no attribute {name!r}")
 
 
 def _plugins() -> Sequence[Rewrite]:

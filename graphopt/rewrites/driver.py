@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphopt.cost.census import Census, Snapshot
-from graphopt.cost.latency import Timing
 from graphopt.graph.edit import forget_names
 from graphopt.graph.scope import Scope, graphs, scopes
 from graphopt.graph.shapes import TensorInfo
 from graphopt.rewrites.base import Decline, ExactRewrite, Proposal, WholeModelPass
 from graphopt.rewrites.ledger import Ledger, entry
+
+if TYPE_CHECKING:
+    from graphopt.cost.latency import Timing
 
 Gate = Callable[[ExactRewrite, Proposal, Scope], "Verdict"]
 
@@ -51,6 +54,8 @@ class Driver:
     def __post_init__(self) -> None:
         self.census = Census(self.model, self.infos)
         self._before: Snapshot | None = None
+        self._state: object = None
+        self._scopes: list[Scope] | None = None
 
     def to_fixpoint(self, rewrites: Sequence[ExactRewrite | WholeModelPass]) -> None:
         """Apply the rewrites in order, again and again, until a whole round changes nothing.
@@ -73,10 +78,11 @@ class Driver:
         key = (rewrite.name,)
         if not self.ledger.admits(key):
             return False
-        before, state = self._taken(), _state(self.model)
+        before, state = self._taken(), self._state or _state(self.model)
         options = rewrite.run(self.model)
-        self._before = None
-        if _state(self.model) == state:
+        self._touched()
+        self._state = _state(self.model)
+        if self._state == state:
             return False
         forget_names(self.model)
         after = self._taken()
@@ -84,6 +90,12 @@ class Driver:
             entry(key, kind=rewrite.kind, site=(), options=options, before=before, after=after)
         )
         return True
+
+    def _touched(self) -> None:
+        """What was known of the model may no longer hold."""
+        self._before = None
+        self._state = None
+        self._scopes = None
 
     def _taken(self) -> Snapshot:
         """The model as it is; after one change is before the next."""
@@ -93,7 +105,9 @@ class Driver:
 
     def _sweep(self, rewrite: ExactRewrite) -> bool:
         changed = False
-        for scope in scopes(self.model, self.infos):
+        if self._scopes is None:
+            self._scopes = list(scopes(self.model, self.infos))
+        for scope in self._scopes:
             for finding in rewrite.propose(scope):
                 if isinstance(finding, Decline):
                     self.declined.append(finding)
@@ -111,7 +125,7 @@ class Driver:
             timing = verdict.timing
         key, before = proposal.key, self._taken()
         proposal.apply()
-        self._before = None
+        self._touched()
         self.ledger.applied.append(
             entry(
                 key,
@@ -138,17 +152,18 @@ def _state(model: ir.Model) -> object:
     """
     state = []
     for graph in graphs(model):
-        nodes = [
-            (
-                node.domain,
-                node.op_type,
-                tuple(None if value is None else value.name for value in node.inputs),
-                tuple(value.name for value in node.outputs),
-            )
-            for node in graph
-        ]
         weights = [(name, id(value.const_value)) for name, value in graph.initializers.items()]
-        inputs = [value.name for value in graph.inputs]
-        outputs = [value.name for value in graph.outputs]
-        state.append((nodes, weights, inputs, outputs))
-    return model.ir_version, state, sorted(map(str, model.functions))
+        state.append((_nodes(graph), weights, _names(graph.inputs), _names(graph.outputs)))
+    functions = {
+        name: (_nodes(function.all_nodes()), _names(function.outputs))
+        for name, function in model.functions.items()
+    }
+    return model.ir_version, state, functions
+
+
+def _nodes(nodes: Iterable[ir.Node]) -> list[object]:
+    return [(n.domain, n.op_type, _names(n.inputs), _names(n.outputs)) for n in nodes]
+
+
+def _names(values: Iterable[ir.Value | None]) -> list[str | None]:
+    return [None if value is None else value.name for value in values]

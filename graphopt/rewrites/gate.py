@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from graphopt.cost.stopwatch import Stopwatch
 from graphopt.graph.scope import Scope
 from graphopt.graph.shapes import is_batch_dynamic
 from graphopt.rewrites.base import ExactRewrite, Proposal
 from graphopt.rewrites.driver import Verdict
+
+if TYPE_CHECKING:  # a run that measures nothing does without
+    from graphopt.cost.stopwatch import Stopwatch
 
 _BATCHES = (1, 8)
 """Batches a model with an open batch dimension is measured at."""

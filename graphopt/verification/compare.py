@@ -7,7 +7,7 @@ compares many candidates with them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from graphopt.verification.expected_drop import Drop, Judge
 from graphopt.verification.metrics import OutputDistance, top1
 
 Metric = Callable[[Mapping[str, Array], Mapping[str, Array]], float]
+
+Answers = Callable[[int, Sequence[Array]], Sequence[Array]]
+"""What a model answers to the batch of a number; told what the original does."""
 
 _KEPT_BYTES = 1 << 30
 
@@ -110,15 +113,26 @@ class Reference:
             VerificationError: Outputs are missing, of another shape, or not finite.
         """
         session = open_session(model, level=level, threads=self.threads)
-        names = self.names
-        if [output.name for output in session.get_outputs()] != names:
+        batches = self.dataset.batches
+        return self.judge(
+            [output.name for output in session.get_outputs()],
+            lambda index, _: run(session, batches[index].feeds),
+        )
+
+    def judge(self, names: Sequence[str], answers: Answers) -> Comparison:
+        """Compare another model's answers, with its outputs' names, for all batches in order.
+
+        Raises:
+            VerificationError: Outputs are missing, of another shape, or not finite.
+        """
+        if names != self.names:
             raise VerificationError("the outputs are not named as the original's")
         distances = {name: OutputDistance() for name in names}
         dtypes: dict[str, str] = {}
         scores, samples = np.zeros(2), 0
         winners: list[Array] = []
-        for batch, expected in self.outputs():
-            found = run(session, batch.feeds)
+        for index, (batch, expected) in enumerate(self.outputs()):
+            found = answers(index, expected)
             if self.maps:
                 found = [_of_one_cell(z, y) for y, z in zip(expected, found, strict=True)]
             for name, y, z in zip(names, expected, found, strict=True):

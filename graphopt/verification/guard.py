@@ -14,6 +14,7 @@ from graphopt.graph.io import session_source
 from graphopt.planning.guard import Measured
 from graphopt.runtime import Feeds, open_session
 from graphopt.verification.compare import Reference
+from graphopt.verification.trials import Trials
 
 _EFFORT = Effort(seconds=1.0, least=15, most=101)
 
@@ -22,11 +23,11 @@ _EFFORT = Effort(seconds=1.0, least=15, most=101)
 class ReferenceGuard:
     """The planner's guard, on references that run the original.
 
-    fitting: a few samples for sensitivities. held_out: what the budget is about. timing: one feed.
+    fitting: on a few samples, for sensitivities. held_out: what the budget is about. timing: one feed.
     """
 
     original: Path
-    fitting: Reference
+    fitting: Trials
     evaluation: Reference
     timing: Feeds
     threads: int
@@ -34,8 +35,7 @@ class ReferenceGuard:
     def fitting_error(self, model: ir.Model) -> float:
         """Relative output error on the fitting samples; infinite if it does not even run."""
         try:
-            with session_source(model) as source:
-                return self.fitting.compare(source).error
+            return self.fitting.error(model)
         except (InputError, VerificationError):
             return math.inf
 

@@ -137,3 +137,10 @@ def test_the_model_is_left_alone(proto, dataset):
     before = ir.to_proto(model).SerializeToString()
     check(Walk(dataset, 1), model, proto, "e", dataset)
     assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_what_came_before_can_be_had_again(proto, dataset):
+    model = ir.from_proto(proto)
+    walker = Walk(dataset, 1)
+    for name in (*ORDER, ORDER[0], ORDER[-1], ORDER[1]):
+        check(walker, model, proto, name, dataset)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphopt import pipeline
+from graphopt import pipeline, proving
 
 
 def graphopt(*words: str, **more) -> subprocess.CompletedProcess:
@@ -66,7 +66,7 @@ class TestInterrupts:
         def interrupt(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(pipeline, where, interrupt)
+        monkeypatch.setattr(proving, where, interrupt)
         line = shell.fails(130, "optimize", model, *extra)
         assert line == "interrupted; nothing was written"
 
@@ -86,7 +86,7 @@ class TestInterrupts:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(pipeline, "apply_plan", interrupt)
+            patch.setattr(proving, "apply_plan", interrupt)
             ran = shell(*words, "--resume", "kept")
         assert (ran.code, ran.out) == (130, "")
         assert ran.err == (
@@ -118,7 +118,7 @@ class TestBugs:
         def fail(*_, **__):
             raise RuntimeError("a bug\nover two lines")
 
-        monkeypatch.setattr(pipeline, "prove", fail)
+        monkeypatch.setattr(proving, "prove", fail)
 
     def test_are_one_line(self, shell, model, broken, folder, listing):
         before = listing(folder)

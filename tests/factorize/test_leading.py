@@ -86,6 +86,26 @@ def test_the_second_factor_is_the_best_there_is(name, seed, outputs, size, taps)
         assert moments.error(composite(name, other)) >= least - 1e-7
 
 
+@pytest.mark.parametrize("name", FITS)
+@algebra
+@given(seed=seeds, outputs=sides, size=sides, taps=sides, most=sides)
+def test_what_is_made_for_the_lowest_ranks_is_the_same_for_them(
+    name, seed, outputs, size, taps, most
+):
+    weight, gram = problem(seed, outputs, size, taps)
+    whole = FITS[name](weight, gram)
+    most = min(most, whole.full)
+    part = FITS[name](weight, gram, most)
+    assert part.full == whole.full
+    scale = whole.missed[0]
+    np.testing.assert_allclose(part.missed, whole.missed[: most + 1], atol=1e-9 * scale)
+    np.testing.assert_allclose(part.importance, whole.importance)
+    for rank in range(1, most + 1):
+        np.testing.assert_allclose(
+            composite(name, part.factors(rank)), composite(name, whole.factors(rank)), atol=1e-9
+        )
+
+
 @algebra
 @given(seed=seeds, outputs=sides, size=sides, taps=sides)
 def test_mixing_the_weight_alone_is_the_truncated_svd_of_the_stacked_taps(

@@ -79,9 +79,9 @@ def test_the_held_out_samples_are_not_fitted_to(run, wide, data, pictures, monke
     original = ReferenceGuard.fitting_error
 
     def spy(self, model):
-        seen.append(self.fitting.dataset)
+        seen.append(self.fitting.reference.dataset)
         held = {batch.feeds["x"].tobytes() for batch in self.evaluation.dataset.batches}
-        used = {batch.feeds["x"].tobytes() for batch in self.fitting.dataset.batches}
+        used = {batch.feeds["x"].tobytes() for batch in self.fitting.reference.dataset.batches}
         assert not held & used
         return original(self, model)
 
@@ -94,7 +94,7 @@ def test_a_large_network_is_tried_less_and_keeps_its_budget(
     run, wide, data, pictures, monkeypatch
 ) -> None:
     """What counts as large is lowered to this network; the full effort is the other run."""
-    from graphopt import approximation
+    from graphopt.planning import effort as effort_of
     from graphopt.planning.fitting import Refitter
     from graphopt.verification.guard import ReferenceGuard
 
@@ -103,7 +103,7 @@ def test_a_large_network_is_tried_less_and_keeps_its_budget(
     fitting_error, fit = ReferenceGuard.fitting_error, Refitter.fit
 
     def try_alone(self, model):
-        tried.append(self.fitting.dataset.samples)
+        tried.append(self.fitting.reference.dataset.samples)
         return fitting_error(self, model)
 
     def fit_whole(self, plan):
@@ -116,8 +116,8 @@ def test_a_large_network_is_tried_less_and_keeps_its_budget(
     effort = []
     for large in (False, True):
         if large:
-            monkeypatch.setattr(approximation, "_SENSITIVITY_MACS", 1.0)
-            monkeypatch.setattr(approximation, "_FITTING_MULTIPLICATIONS", 1.0)
+            monkeypatch.setattr(effort_of, "_TRIAL_MACS", 1.0)
+            monkeypatch.setattr(effort_of, "_FITTING_MULTIPLICATIONS", 1.0)
         tried.clear()
         fitted.clear()
         run(wide, data=data, eval_data="held.npz", budget=Budget(max_error=0.1))

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx_text import build
 
-from graphopt import Budget, Options, __version__, optimize, pipeline
+from graphopt import Budget, Options, __version__, optimize
 from graphopt.cost.latency import Timing
 from graphopt.graph.scope import Scope
 from graphopt.verification.guard import ReferenceGuard
@@ -101,8 +101,8 @@ def cost(nodes):
 
 
 def test_a_given_table_of_latencies(run, deep, data, monkeypatch):
-    monkeypatch.setattr(pipeline, "Stopwatch", Table)
-    monkeypatch.setattr(pipeline, "LatencyTable", lambda: None)
+    monkeypatch.setattr("graphopt.cost.stopwatch.Stopwatch", Table)
+    monkeypatch.setattr("graphopt.cost.table.LatencyTable", lambda: None)
     monkeypatch.setattr(ReferenceGuard, "speedup", lambda self, model: 1 / cost(model.graph))
     budget = Budget(max_error=0.1)
     for i in range(2):

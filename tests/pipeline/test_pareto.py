@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx_text import build
 
-from graphopt import Budget, InputError, VerificationError, frontier, pipeline
+from graphopt import Budget, InputError, VerificationError, frontier, proving
 from graphopt.graph.io import digest, load
 
 BUDGET = Budget(max_error=0.2)
@@ -200,9 +200,9 @@ class TestFailures:
         assert written() == []
 
     def test_without_a_proof_of_the_last_there_is_nothing(self, go, monkeypatch):
-        original = pipeline.prove
+        original = proving.prove
         monkeypatch.setattr(
-            pipeline, "prove", lambda *a: replace(original(*a), passed=False, reason="off")
+            proving, "prove", lambda *a: replace(original(*a), passed=False, reason="off")
         )
         with pytest.raises(VerificationError):
             go(pareto=2, on_fail="stop")

@@ -16,11 +16,12 @@ from onnx_text import build
 
 from graphopt import Budget, BudgetError, InputError, VerificationError
 from graphopt.graph.scope import Scope
-from graphopt.planning.forced import MARK, ForcedLayer
+from graphopt.planning.forced import ForcedLayer
 from graphopt.planning.guard import Measured
 from graphopt.planning.method import Method
 from graphopt.rewrites import all_rewrites
 from graphopt.rewrites.base import ExactRewrite, Proposal
+from graphopt.rewrites.respecting import MARK
 from graphopt.verification.guard import ReferenceGuard
 
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx_text import build
 
-from graphopt import Budget, InputError, evidence, pipeline
+from graphopt import Budget, InputError, evidence, proving
 from graphopt.calibration.collect import Collector
 from graphopt.planning.fitting import Refitter
 from graphopt.records import Records
@@ -109,7 +109,7 @@ def test_with_and_without_are_the_same_bytes(go, calls):
         (ReferenceGuard, "fitting_error", 3),
         (ReferenceGuard, "held_out", 2),
         (Refitter, "fit", 1),
-        (pipeline, "apply_plan", 0),
+        (proving, "apply_plan", 0),
     ],
 )
 def test_an_interrupted_run_goes_on(go, monkeypatch, owner, name, after):

@@ -209,7 +209,7 @@ def test_a_fault_that_is_in_no_rewrite_blames_none(run, two_layers, folder, monk
     def always_off(reference, candidate, limits):
         return Proof((), False, "output 'y' is off by 1, more than 0.0001")
 
-    monkeypatch.setattr("graphopt.pipeline.prove", always_off)
+    monkeypatch.setattr("graphopt.proving.prove", always_off)
     with pytest.raises(VerificationError, match="even with nothing rewritten"):
         run(two_layers)
     assert [file.name for file in folder.iterdir()] == ["net.onnx"]
@@ -228,8 +228,8 @@ def test_rollback_gives_up_in_the_end(run, also, two_layers, folder, monkeypatch
         )
         return Proof((), empty, "" if empty else "output 'y' is off")
 
-    monkeypatch.setattr("graphopt.pipeline.prove", never)
-    monkeypatch.setattr("graphopt.pipeline.first_bad", lambda count, passes: 1)
+    monkeypatch.setattr("graphopt.proving.prove", never)
+    monkeypatch.setattr("graphopt.proving.first_bad", lambda count, passes: 1)
     report = run(two_layers)
     assert report.rewrites == ()
     assert Path("net.opt.onnx").read_bytes() == two_layers.read_bytes()

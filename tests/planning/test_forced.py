@@ -17,15 +17,7 @@ from graphopt.factorize.weighting import Weighting
 from graphopt.graph.scope import Scope
 from graphopt.graph.shapes import bind_inputs, infer
 from graphopt.planning.budget import Budget
-from graphopt.planning.forced import (
-    MARK,
-    ForcedLayer,
-    candidate_of,
-    keep_to,
-    priced,
-    remarks,
-    respecting,
-)
+from graphopt.planning.forced import ForcedLayer, candidate_of, keep_to, priced, remarks
 from graphopt.planning.guard import Measured
 from graphopt.planning.ranks import parse, structures
 from graphopt.planning.workshop import Workshop, identity_moments
@@ -38,6 +30,7 @@ from graphopt.rewrites.exact.compose_fcs import ComposeFcs
 from graphopt.rewrites.exact.merge_branches import MergeBranches
 from graphopt.rewrites.exact.merge_parallel import MergeParallel
 from graphopt.rewrites.ledger import Ledger
+from graphopt.rewrites.respecting import MARK, respecting
 
 NET = """
 net (float[1,8,9,9] x) => (float[1,6,9,9] y)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -11,11 +13,12 @@ from onnx_text import build, has, rewrite
 from graphopt.cost.census import Census
 from graphopt.graph.shapes import bind_inputs, infer
 from graphopt.rewrites import CLEANUP, EXACT, all_rewrites
-from graphopt.rewrites.driver import Verdict
+from graphopt.rewrites.base import OptionValue, WholeModelPass
+from graphopt.rewrites.driver import Driver, Verdict
 from graphopt.rewrites.exact.fc_to_conv import FcToConv
 from graphopt.rewrites.exact.fuse_conv_bn import FuseConvBatchNorm
 from graphopt.rewrites.gate import MeasuredGate
-from graphopt.rewrites.ledger import Permit
+from graphopt.rewrites.ledger import Ledger, Permit
 from graphopt.rewriting import finished, rewrite_exactly
 
 REWRITES = (*CLEANUP, *EXACT)
@@ -87,6 +90,30 @@ def test_the_ledger_adds_up(model: onnx.ModelProto) -> None:
     for what in ("nodes", "parameters", "weight_bytes", "macs"):
         saved = sum(getattr(c.before, what) - getattr(c.after, what) for c in done.applied)
         assert saved == getattr(before, what) - getattr(after, what), what
+
+
+@dataclass(frozen=True)
+class RenameInFunctions(WholeModelPass):
+    """Relu  ==>  Abs, in functions only."""
+
+    name = "rename-in-functions"
+
+    def run(self, model: ir.Model) -> dict[str, OptionValue]:
+        for function in model.functions.values():
+            for node in function:
+                node.op_type = node.op_type.replace("Relu", "Abs")
+        return {}
+
+
+def test_a_change_inside_a_function_is_one() -> None:
+    model = build("net (float[3] x) => (float[3] y) { y = Neg(x) }", domains=["own"])
+    body = onnx.helper.make_node("Relu", ["a"], ["b"])
+    opset = onnx.helper.make_opsetid("", 17)
+    function = onnx.helper.make_function("own", "F", ["a"], ["b"], [body], [opset])
+    model.functions.append(function)
+    driver = Driver(ir.from_proto(model), {}, Ledger())
+    driver.to_fixpoint([RenameInFunctions()])
+    assert [change.name for change in driver.ledger.applied] == ["rename-in-functions"]
 
 
 def test_names_are_unique_and_documented() -> None:

@@ -11,6 +11,7 @@ from graphopt.factorize.leading import LeadingFactors, separate
 from graphopt.factorize.moments import Moments
 from graphopt.factorize.polish import polish_separate
 from graphopt.rewrites.approximate.layer import Layer
+from graphopt.rewrites.approximate.on_demand import OnDemand, largest_worthwhile
 from graphopt.rewrites.approximate.scheme import (
     Array,
     Decomposition,
@@ -53,7 +54,6 @@ class Decoupled(Scheme):
         """All numbers of terms from one decomposition per group."""
         cube = (layer.outputs, layer.inputs, layer.taps)
         posed = [(t.reshape(cube), m.gram) for t, m in zip(targets, moments, strict=True)]
-        fits = [separate(*problem) for problem in posed]
         point = (1,) * len(layer.kernel)
         depthwise = StageShape(
             layer.inputs, layer.inputs, layer.kernel, all_of_it(layer), group=layer.inputs
@@ -81,17 +81,29 @@ class Decoupled(Scheme):
 
             return Factored(rows(ranks), weights, composite)
 
+        offered = tuple((t,) for t in range(1, min(self.most_terms, layer.taps - 1) + 1))
+        fits = OnDemand(
+            lambda most: [separate(*problem, most) for problem in posed],
+            largest_worthwhile(layer, rows, offered),
+        )
+
         def polished(ranks: Ranks) -> Factored:
             found = [
                 polish_separate(fit, ranks[0], *problem)
-                for fit, problem in zip(fits, posed, strict=True)
+                for fit, problem in zip(fits.for_weights(ranks[0]), posed, strict=True)
             ]
             return factored(ranks, [p.factors for p in found])
 
+        def plain(ranks: Ranks) -> Factored:
+            (terms,) = ranks
+            return factored(ranks, [fit.factors(terms) for fit in fits.for_weights(terms)])
+
         return Decomposition(
-            offered=tuple((t,) for t in range(1, min(self.most_terms, layer.taps - 1) + 1)),
+            offered=offered,
             rows=rows,
-            missed=lambda ranks: float(sum(fit.missed[ranks[0]] for fit in fits)),
-            factors=lambda ranks: factored(ranks, [fit.factors(ranks[0]) for fit in fits]),
+            missed=lambda ranks: float(
+                sum(fit.missed[ranks[0]] for fit in fits.for_prices(ranks[0]))
+            ),
+            factors=plain,
             polished=polished,
         )

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
 
-from graphopt.factorize.grouped_mixing import grouped_mixing, multiplied
+from graphopt.factorize.grouped_mixing import GroupedFit, grouped_mixing, multiplied
 from graphopt.factorize.leading import LeadingFactors
 from graphopt.factorize.moments import Moments
 from graphopt.factorize.polish import polish_mixing
 from graphopt.rewrites.approximate.layer import Layer
+from graphopt.rewrites.approximate.on_demand import OnDemand, largest_worthwhile
 from graphopt.rewrites.approximate.scheme import (
     Array,
     Decomposition,
@@ -48,11 +49,6 @@ class InputBottleneck(Scheme):
         self, layer: Layer, targets: Sequence[Array], moments: Sequence[Moments], block: int
     ) -> Decomposition:
         """All ranks from one decomposition per group."""
-        cube = (layer.outputs, layer.inputs, layer.taps)
-        made = [
-            grouped_mixing(t.reshape(cube), m.gram, layer.apart)
-            for t, m in zip(targets, moments, strict=True)
-        ]
 
         def rows(ranks: Ranks) -> tuple[Row, ...]:
             (rank,) = ranks
@@ -60,7 +56,12 @@ class InputBottleneck(Scheme):
             first = StageShape(rank, layer.inputs, point, nothing(layer), group=layer.apart)
             return ((first, StageShape(layer.outputs, rank, layer.kernel, all_of_it(layer))),)
 
-        def factored(ranks: Ranks, parts: Sequence[LeadingFactors]) -> Factored:
+        offered = tuple((rank,) for rank in input_ranks(layer, block))
+        fits = input_fits(layer, targets, moments, largest_worthwhile(layer, rows, offered))
+
+        def factored(
+            ranks: Ranks, made: Sequence[GroupedFit], parts: Sequence[LeadingFactors]
+        ) -> Factored:
             point = (1,) * len(layer.kernel)
             firsts = [one.first(p.first) for one, p in zip(made, parts, strict=True)]
             seconds = [one.second(p.second) for one, p in zip(made, parts, strict=True)]
@@ -80,21 +81,39 @@ class InputBottleneck(Scheme):
 
         def polished(ranks: Ranks) -> Factored:
             each = ranks[0] // layer.apart
+            made = fits.for_weights(ranks[0])
             found = [polish_mixing(one.fit, each, one.weight, one.gram) for one in made]
-            return factored(ranks, [p.factors for p in found])
+            return factored(ranks, made, [p.factors for p in found])
 
         def plain(ranks: Ranks) -> Factored:
-            return factored(ranks, [one.fit.factors(ranks[0] // layer.apart) for one in made])
+            made = fits.for_weights(ranks[0])
+            return factored(ranks, made, [one.fit.factors(ranks[0] // layer.apart) for one in made])
 
         return Decomposition(
-            offered=tuple((rank,) for rank in input_ranks(layer, block)),
+            offered=offered,
             rows=rows,
             missed=lambda ranks: float(
-                sum(one.fit.missed[ranks[0] // layer.apart] for one in made)
+                sum(one.fit.missed[ranks[0] // layer.apart] for one in fits.for_prices(ranks[0]))
             ),
             factors=plain,
             polished=polished,
         )
+
+
+def input_fits(
+    layer: Layer, targets: Sequence[Array], moments: Sequence[Moments], top: int
+) -> OnDemand[GroupedFit]:
+    """Decompositions of the input side, one a group. top: the largest rank on offer."""
+    cube = (layer.outputs, layer.inputs, layer.taps)
+
+    def made(most: int) -> list[GroupedFit]:
+        each = most // layer.apart
+        return [
+            grouped_mixing(t.reshape(cube), m.gram, layer.apart, each)
+            for t, m in zip(targets, moments, strict=True)
+        ]
+
+    return OnDemand(made, top)
 
 
 def mixes(layer: Layer) -> str | None:

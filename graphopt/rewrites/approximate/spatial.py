@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.factorize.leading import LeadingFactors, mixing
+from graphopt.factorize.leading import LeadingFactors, LeadingFit, mixing
 from graphopt.factorize.moments import Moments
 from graphopt.factorize.polish import polish_mixing
 from graphopt.rewrites.approximate.layer import Carries, Layer
+from graphopt.rewrites.approximate.on_demand import OnDemand, largest_worthwhile
 from graphopt.rewrites.approximate.scheme import Array, Decomposition, Ranks, Scheme, multiples
 from graphopt.rewrites.approximate.structure import Factored, Row, StageShape
 
@@ -62,7 +63,6 @@ class Spatial(Scheme):
             shape = (layer.outputs, layer.inputs * mine, other)
             return cube.reshape(shape), gram.reshape(size, size)
 
-        fits = [mixing(*posed(t, m)) for t, m in zip(targets, moments, strict=True)]
         first_kernel = tuple(layer.kernel[i] if i == a else 1 for i in (0, 1))
         second_kernel = tuple(layer.kernel[i] if i == b else 1 for i in (0, 1))
         first_axes = tuple(i == a for i in (0, 1))
@@ -92,18 +92,32 @@ class Spatial(Scheme):
 
             return Factored(rows(ranks), ((firsts, seconds),), composite)
 
+        def made(most: int) -> list[LeadingFit]:
+            return [mixing(*posed(t, m), most) for t, m in zip(targets, moments, strict=True)]
+
+        limit = min(layer.inputs * mine - 1, layer.outputs * other)
+        offered = tuple((rank,) for rank in multiples(limit, block))
+        fits = OnDemand(made, largest_worthwhile(layer, rows, offered))
+
         def polished(ranks: Ranks) -> Factored:
             found = [
                 polish_mixing(fit, ranks[0], *posed(target, moment))
-                for fit, target, moment in zip(fits, targets, moments, strict=True)
+                for fit, target, moment in zip(
+                    fits.for_weights(ranks[0]), targets, moments, strict=True
+                )
             ]
             return factored(ranks, [p.factors for p in found])
 
-        limit = min(layer.inputs * mine - 1, layer.outputs * other)
+        def plain(ranks: Ranks) -> Factored:
+            (rank,) = ranks
+            return factored(ranks, [fit.factors(rank) for fit in fits.for_weights(rank)])
+
         return Decomposition(
-            offered=tuple((rank,) for rank in multiples(limit, block)),
+            offered=offered,
             rows=rows,
-            missed=lambda ranks: float(sum(fit.missed[ranks[0]] for fit in fits)),
-            factors=lambda ranks: factored(ranks, [fit.factors(ranks[0]) for fit in fits]),
+            missed=lambda ranks: float(
+                sum(fit.missed[ranks[0]] for fit in fits.for_prices(ranks[0]))
+            ),
+            factors=plain,
             polished=polished,
         )

@@ -20,6 +20,9 @@ Array = np.ndarray[Any, Any]
 _NOISE = 65_537
 """Random numbers drawn for a sketch; larger weights repeat them (a prime, so not row for row)."""
 
+WORTHWHILE_MACS_RATIO = 0.97
+"""A candidate that saves less than this is not offered."""
+
 
 @dataclass(frozen=True)
 class StageShape:

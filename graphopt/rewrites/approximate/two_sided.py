@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from graphopt.factorize.grouped_mixing import grouped_mixing, multiplied
+from graphopt.factorize.grouped_mixing import multiplied
 from graphopt.factorize.moments import Moments
 from graphopt.factorize.reduced_rank import TwoSidedFit, two_sided
-from graphopt.rewrites.approximate.input_bottleneck import input_ranks, mixes
+from graphopt.rewrites.approximate.input_bottleneck import input_fits, input_ranks, mixes
 from graphopt.rewrites.approximate.layer import Layer
+from graphopt.rewrites.approximate.on_demand import largest_worthwhile
 from graphopt.rewrites.approximate.scheme import (
     Array,
     Decomposition,
@@ -46,16 +47,7 @@ class TwoSided(Scheme):
         self, layer: Layer, targets: Sequence[Array], moments: Sequence[Moments], block: int
     ) -> Decomposition:
         """Input ranks from one decomposition, output ranks from one eigenproblem each."""
-        cube = (layer.outputs, layer.inputs, layer.taps)
-        bases = [
-            grouped_mixing(t.reshape(cube), m.gram, layer.apart)
-            for t, m in zip(targets, moments, strict=True)
-        ]
         point = (1,) * len(layer.kernel)
-
-        @cache
-        def fits(inner: int) -> list[TwoSidedFit]:
-            return [two_sided(base.fit, inner // layer.apart) for base in bases]
 
         def rows(ranks: Ranks) -> tuple[Row, ...]:
             inner, outer = ranks
@@ -67,11 +59,25 @@ class TwoSided(Scheme):
                 ),
             )
 
+        inner_ranks = input_ranks(layer, block, most=8)
+        outer_ranks = multiples(layer.outputs - 1, block, most=8)
+        offered = tuple((i, o) for i in inner_ranks for o in outer_ranks)
+        bases = input_fits(layer, targets, moments, largest_worthwhile(layer, rows, offered))
+
+        @cache
+        def fits(inner: int) -> list[TwoSidedFit]:
+            each = inner // layer.apart
+            return [two_sided(base.fit, each) for base in bases.for_weights(inner)]
+
+        def missed(ranks: Ranks) -> float:
+            bases.for_prices(ranks[0])
+            return float(sum(fit.missed[ranks[1]] for fit in fits(ranks[0])))
+
         def factors(ranks: Ranks) -> Factored:
             inner, outer = ranks
             parts = [
                 (base.first(a), base.second(k), u)
-                for base, fit in zip(bases, fits(inner), strict=True)
+                for base, fit in zip(bases.for_weights(inner), fits(inner), strict=True)
                 for a, k, u in [fit.factors(outer)]
             ]
             return Factored(
@@ -88,11 +94,4 @@ class TwoSided(Scheme):
                 ),
             )
 
-        inner_ranks = input_ranks(layer, block, most=8)
-        outer_ranks = multiples(layer.outputs - 1, block, most=8)
-        return Decomposition(
-            offered=tuple((i, o) for i in inner_ranks for o in outer_ranks),
-            rows=rows,
-            missed=lambda ranks: float(sum(fit.missed[ranks[1]] for fit in fits(ranks[0]))),
-            factors=factors,
-        )
+        return Decomposition(offered=offered, rows=rows, missed=missed, factors=factors)

@@ -13,8 +13,9 @@ import onnx_ir.passes.common as common_passes
 
 from graphopt.graph.edit import FIRST_IR_WITHOUT_LISTING
 from graphopt.graph.overridable import overridable_hidden
-from graphopt.graph.scope import STANDARD_DOMAINS, attribute_int, graphs, is_op
+from graphopt.graph.scope import STANDARD_DOMAINS, all_nodes, attribute_int, graphs, is_op
 from graphopt.rewrites.base import OptionValue, WholeModelPass
+from graphopt.rewrites.cleanup.foldable import may_fold
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 logging.getLogger("onnxscript").setLevel(logging.ERROR)
@@ -58,17 +59,19 @@ class FoldConstants(WholeModelPass):
 
     def run(self, model: ir.Model) -> Mapping[str, OptionValue]:
         """Fold over the main graph, bodies and functions."""
-        from onnxscript.optimizer import fold_constants
-
         if model.ir_version < FIRST_IR_WITHOUT_LISTING or _spoils_sequences(model):
             return {}
+        should_fold = partial(_should_fold, self.grow)
         with overridable_hidden(model):
-            fold_constants(
-                model,
-                onnx_shape_inference=True,
-                output_size_limit=1 << 62,
-                should_fold=partial(_should_fold, self.grow),
-            )
+            if may_fold(model, should_fold):
+                from onnxscript.optimizer import fold_constants
+
+                fold_constants(
+                    model,
+                    onnx_shape_inference=True,
+                    output_size_limit=1 << 62,
+                    should_fold=should_fold,
+                )
         for graph in graphs(model):
             for value in graph.initializers.values():
                 value.metadata_props.pop("pkg.onnxscript.optimizer.folded_from", None)
@@ -85,7 +88,7 @@ def _spoils_sequences(model: ir.Model) -> bool:
     the parts are given (https://onnx.ai/onnx/operators/onnx__SplitToSequence.html), and fails on a
     scalar number of parts that only run time knows.
     """
-    for node in model.graph.all_nodes():
+    for node in all_nodes(model):
         if is_op(node, "SplitToSequence"):
             parts = node.inputs[1] if len(node.inputs) > 1 else None
             if parts is not None and not attribute_int(node, "keepdims", 1):
@@ -158,7 +161,7 @@ def _forget_removed_bodies(model: ir.Model) -> bool:
 
     The library removes an If as a whole and leaves what its branches captured looking used.
     """
-    alive = set(model.graph.all_nodes())
+    alive = set(all_nodes(model))
     stale = [
         use
         for graph in graphs(model)
@@ -198,7 +201,7 @@ class MergeDuplicates(WholeModelPass):
 
 def _shorten_identities(model: ir.Model) -> None:
     """Identity(Identity(x)) is Identity(x), as fold-constants has it: or the two would take turns."""
-    for node in model.graph.all_nodes():
+    for node in all_nodes(model):
         first = node.inputs[0].producer() if is_op(node, "Identity") and node.inputs[0] else None
         if first is not None and is_op(first, "Identity") and first.graph is node.graph:
             node.replace_input_with(0, first.inputs[0])
@@ -224,7 +227,7 @@ def _has_hidden_randomness(model: ir.Model) -> bool:
     """
     inside = (node for function in model.functions.values() for node in function.all_nodes())
     return any(_is_random(node) for node in inside) or any(
-        _is_random(node) for node in model.graph.all_nodes() if node.op_type in _DRAWN_QUIETLY
+        _is_random(node) for node in all_nodes(model) if node.op_type in _DRAWN_QUIETLY
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from graphopt.factorize.moments import Moments
-from graphopt.planning.workshop import WORTHWHILE_MACS_RATIO, Workshop, identity_moments
+from graphopt.planning.workshop import Workshop, identity_moments
 from graphopt.rewrites import APPROXIMATE
 from graphopt.rewrites.approximate.decoupled import Decoupled
 from graphopt.rewrites.approximate.decoupled_pointwise_first import DecoupledPointwiseFirst
@@ -17,6 +17,7 @@ from graphopt.rewrites.approximate.kernel_chain import KernelChain
 from graphopt.rewrites.approximate.output_bottleneck import OutputBottleneck
 from graphopt.rewrites.approximate.scheme import multiples
 from graphopt.rewrites.approximate.spatial import Spatial
+from graphopt.rewrites.approximate.structure import WORTHWHILE_MACS_RATIO
 from graphopt.rewrites.approximate.two_sided import TwoSided
 
 DECOUPLED = ("decoupled", "decoupled-pointwise-first")
