@@ -28,11 +28,11 @@ _SEED = 7
 def main() -> None:
     job = json.load(sys.stdin)
     original, result = Path(job["original"]), Path(job["result"])
-    print(json.dumps(findings(original, result, times=job["times"], threads=job["threads"])))
+    print(json.dumps(findings(original, result, job["seconds"], job["threads"])))
 
 
-def findings(original: Path, result: Path, *, times: bool, threads: int) -> dict[str, Any]:
-    """The counts of the result, its verdict ("ok", "invalid", "wrong") and with `times` its speed."""
+def findings(original: Path, result: Path, seconds: float, threads: int) -> dict[str, Any]:
+    """The counts of the result, its verdict ("ok", "invalid", "wrong") and, given time, its speed."""
     found: dict[str, Any] = {}
     try:
         found |= counts(result)
@@ -43,8 +43,8 @@ def findings(original: Path, result: Path, *, times: bool, threads: int) -> dict
         found |= {"verdict": "ok", "error": 0.0}
     else:
         found |= compared(original, result, threads)
-    if times and found["verdict"] == "ok" and result != original:
-        found |= timed(original, result, threads)
+    if seconds and found["verdict"] == "ok" and result != original:
+        found |= timed(original, result, seconds, threads)
     return found
 
 
@@ -103,7 +103,7 @@ def compared(original: Path, result: Path, threads: int) -> dict[str, Any]:
     return {"verdict": "wrong" if error > TOLERANCE or unequal else "ok", "error": error}
 
 
-def timed(original: Path, result: Path, threads: int) -> dict[str, Any]:
+def timed(original: Path, result: Path, seconds: float, threads: int) -> dict[str, Any]:
     """Ratios to the original at ORT_ENABLE_ALL, interleaved: a run at batch 1, and creating the session."""
     from graphopt.calibration.synthetic import draw
     from graphopt.cost.latency import Effort, compare, compare_calls
@@ -112,12 +112,12 @@ def timed(original: Path, result: Path, threads: int) -> dict[str, Any]:
     model, shapes = _shapes(original)
     (batch,) = draw(model.graph, shapes, _SEED, batches=1).batches
     sessions = [open_session(path, threads=threads) for path in (original, result)]
-    latency = compare(*sessions, batch.feeds, Effort(seconds=3.0, least=15, most=301))
+    latency = compare(*sessions, batch.feeds, Effort(seconds, least=11, most=301))
     del sessions
     creation = compare_calls(
         lambda: open_session(original, threads=threads),
         lambda: open_session(result, threads=threads),
-        Effort(seconds=3.0, least=9, most=51),
+        Effort(seconds, least=7, most=51),
     )
     return {
         name: {"us": t.after_us, "ratio": t.ratio, "low": t.ratio_low, "high": t.ratio_high}

@@ -107,13 +107,14 @@ class Trial(Job):
 class Contest:
     """Where trials run. folder: of the models. scratch: of results, and of graphopt's latency table.
 
-    again: peers whose kept results are not good enough.
+    again: peers whose kept results are not good enough. seconds: that each timing takes, about.
     """
 
     scratch: Path
     store: Store
     peer_python: str
     again: frozenset[str] = frozenset()
+    seconds: float = 3.0
 
     def known(self, trial: Trial) -> Result | None:
         """A kept result; one with times serves where none are asked for."""
@@ -170,7 +171,7 @@ class Contest:
         job = {"original": str(original), "result": str(result), "threads": trial.threads}
         done = subprocess.run(
             [sys.executable, str(_JUDGE)],
-            input=json.dumps({**job, "times": trial.times}),
+            input=json.dumps({**job, "seconds": self.seconds if trial.times else 0}),
             capture_output=True,
             text=True,
             check=False,

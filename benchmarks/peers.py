@@ -63,7 +63,9 @@ def main() -> int:
         print(f"not installed, left out: {', '.join(missing)} (extra `peers`, --peer-python)")
     with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as scratch:
         store = Store(args.json, about)
-        contest = Contest(Path(scratch), store, args.peer_python, frozenset(args.again))
+        contest = Contest(
+            Path(scratch), store, args.peer_python, frozenset(args.again), args.seconds
+        )
         tables, failed = {}, []
         for name in args.models:
             try:
@@ -96,6 +98,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="of models; made ones stay there"
     )
+    parser.add_argument("--seconds", type=float, default=3.0, help="that each timing takes, about")
     parser.add_argument("--no-latency", dest="times", action="store_false", help="time no results")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep results, go on from them")
     parser.add_argument(

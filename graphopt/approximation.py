@@ -108,6 +108,8 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     timer = job.stopwatch or Recall(LatencyTable(), options.threads)
     names = [layer.name for layer in layers]
     prices = price(scope, names, offered(), guard, timer, job.progress, chapter, effort.probed)
+    if effort.large:  # the weights that a plan is likely to ask for are made
+        workshop.forget()
     if not prices.options:
         _demand_speedup(options.budget, scope, guard)
         every = (*declined, *prices.declined)

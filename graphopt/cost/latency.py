@@ -8,7 +8,7 @@ the binomial distribution). Absolute times are medians and only meant as orienta
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,16 +80,27 @@ def compare_calls(
     before: Callable[[], object], after: Callable[[], object], effort: Effort
 ) -> Timing:
     """Time two calls, interleaved, after a warm-up of each."""
-    once = max(_seconds(before, 2), _seconds(after, 2), 1e-7)
+    return compare_all(before, [after], effort)[0]
+
+
+def compare_all(
+    before: Callable[[], object], others: Sequence[Callable[[], object]], effort: Effort
+) -> list[Timing]:
+    """Time one call against each of the others, all in turn, after a warm-up of each."""
+    calls = (before, *others)
+    once = max(1e-7, *(_seconds(call, 2) for call in calls))
     repeats = max(1, round(_SAMPLE_SECONDS / once))
-    pairs = effort.pairs(once * repeats)
-    first, second = np.empty(pairs), np.empty(pairs)
-    for index in range(pairs):
-        # The order alternates, so that a drift of the clock speed favours neither.
-        if index % 2 == 0:
-            first[index], second[index] = _seconds(before, repeats), _seconds(after, repeats)
-        else:
-            second[index], first[index] = _seconds(after, repeats), _seconds(before, repeats)
+    taken = np.empty((effort.pairs(once * repeats), len(calls)))
+    for index, row in enumerate(taken):
+        # The order alternates, so that a drift of the clock speed favours none.
+        for one in range(len(calls)) if index % 2 == 0 else reversed(range(len(calls))):
+            row[one] = _seconds(calls[one], repeats)
+    first = taken[:, 0]
+    return [_timing(first, second) for second in taken[:, 1:].T]
+
+
+def _timing(first: Array, second: Array) -> Timing:
+    """Of seconds [n] before and after, taken in turn."""
     low, ratio, high = median_interval(second / first)
     return Timing(
         before_us=float(np.median(first)) * 1e6,
@@ -97,7 +108,7 @@ def compare_calls(
         ratio=ratio,
         ratio_low=low,
         ratio_high=high,
-        pairs=pairs,
+        pairs=len(first),
     )
 
 

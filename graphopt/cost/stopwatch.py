@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.cost.facts import facts_of
-from graphopt.cost.latency import QUICK, SURE, Effort, Timing, compare, compare_calls, random_feeds
+from graphopt.cost.latency import QUICK, SURE, Effort, Timing, compare, compare_all, random_feeds
 from graphopt.cost.table import LatencyTable, key_of
 from graphopt.errors import GraphoptError
 from graphopt.graph.fragment import changed_fragment, cut_out, fingerprint
@@ -67,7 +67,7 @@ class Stopwatch:
         return known_shares(self.table, cuts)
 
     def _time_against(self, scope: Scope, fragments: Mapping[str, ir.Model]) -> None:
-        """Time the scope's model against each of the fragments, and remember it by key."""
+        """Time the scope's model against each of the fragments, all in turn; remember it by key."""
         feeds = random_feeds(
             {
                 value.name or "": (scope.shape(value) or (), value.dtype.numpy())
@@ -81,14 +81,17 @@ class Stopwatch:
                 run(whole, feeds)
         except GraphoptError:
             return
+        parts = {}
         for key, fragment in fragments.items():
             try:
                 with session_source(fragment) as source:
                     part = open_session(source, threads=self.threads, timed=True)
             except GraphoptError:
                 continue
-            calls = _call(whole, feeds), _call(part, _feeds(fragment))
-            self.table.put(key, compare_calls(*calls, self.effort))
+            parts[key] = _call(part, _feeds(fragment))
+        timings = compare_all(_call(whole, feeds), list(parts.values()), self.effort)
+        for key, timing in zip(parts, timings, strict=True):
+            self.table.put(key, timing)
 
     def alone(self, scope: Scope, nodes: Collection[ir.Node]) -> float | None:
         """Median microseconds of nodes on their own; None if they cannot be cut out and run."""

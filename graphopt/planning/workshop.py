@@ -148,6 +148,12 @@ class Workshop:
                 self._kept.popitem(last=False)
         return made
 
+    def forget(self) -> None:
+        """Drop all decompositions: what is asked for again is made anew."""
+        with self._lock:
+            self._kept.clear()
+        give_back_memory()
+
     def taken_apart(
         self,
         layer: Layer,

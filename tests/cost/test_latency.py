@@ -13,6 +13,7 @@ from graphopt.cost.latency import (
     QUICK,
     THOROUGH,
     Effort,
+    compare_all,
     compare_calls,
     median_interval,
     random_feeds,
@@ -135,6 +136,14 @@ def test_a_drifting_clock_favours_neither(clock):
     timing = compare_calls(before, after, Effort(1.0, 50, 50))
     assert timing.ratio == pytest.approx(1, abs=1e-4)
     assert timing.ratio_low < 1 < timing.ratio_high
+
+
+def test_one_call_against_several_all_in_turn(clock):
+    calls = [clock.call(name, seconds) for name, seconds in (("b", 0.5), ("c", 0.25))]
+    timings = compare_all(clock.call("a", 1.0), calls, Effort(1.0, least=2, most=2))
+    assert "".join(clock.calls) == "aabbcc" + "abc" + "cba"
+    assert [timing.ratio for timing in timings] == [0.5, 0.25]
+    assert [timing.before_us for timing in timings] == [1e6, 1e6]
 
 
 def test_random_feeds_are_seeded_and_of_the_right_type():
