@@ -76,7 +76,7 @@ class TestJudge:
         self, factor: float, verdict: str, original: Path, tmp_path: Path
     ) -> None:
         other = saved(tmp_path / "other.onnx", SCALED, s=np.full(4, factor))
-        found = peer_judge.findings(original, other, times=False, threads=1)
+        found = peer_judge.findings(original, other, seconds=0, threads=1)
         assert found["verdict"] == verdict
         assert found["error"] == pytest.approx(factor / 2 - 1, rel=0.02)
 
@@ -84,24 +84,24 @@ class TestJudge:
         fixed = saved(
             tmp_path / "fixed.onnx", SCALED.replace("[n, 4] x", "[1, 4] x"), s=np.full(4, 2.0)
         )
-        found = peer_judge.findings(original, fixed, times=False, threads=1)
+        found = peer_judge.findings(original, fixed, seconds=0, threads=1)
         assert found["verdict"] == "invalid"
         assert found["nodes"] == 1
 
     def test_what_onnxruntime_cannot_load_is_invalid(self, original: Path, tmp_path: Path) -> None:
         foreign = saved(tmp_path / "f.onnx", SCALED.replace("Mul (x, s)", "own.Mul (x, s)"))
-        found = peer_judge.findings(original, foreign, times=False, threads=1)
+        found = peer_judge.findings(original, foreign, seconds=0, threads=1)
         assert found["verdict"] == "invalid"
         assert found["foreign"] == 1
 
     def test_a_file_that_is_no_model_is_invalid(self, original: Path, tmp_path: Path) -> None:
         broken = tmp_path / "broken.onnx"
         broken.write_bytes(b"\x01\x02\x03")
-        assert peer_judge.findings(original, broken, times=False, threads=1)["verdict"] == "invalid"
+        assert peer_judge.findings(original, broken, seconds=0, threads=1)["verdict"] == "invalid"
 
     def test_times_a_valid_result(self, original: Path, tmp_path: Path) -> None:
         other = saved(tmp_path / "other.onnx", SCALED, s=np.full(4, 2.0))
-        found = peer_judge.findings(original, other, times=True, threads=1)
+        found = peer_judge.findings(original, other, seconds=0.1, threads=1)
         for name in ("latency", "session"):
             assert found[name]["low"] <= found[name]["ratio"] <= found[name]["high"]
 
