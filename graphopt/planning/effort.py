@@ -16,7 +16,7 @@ from graphopt.planning.fitting import multiplications
 from graphopt.rewrites.approximate.layer import Layer
 
 _SAMPLES, _FEWEST_SAMPLES = 32, 4
-_PROBED_IN_LARGE, _OFFERED_IN_LARGE = 3, 12
+_PROBED_IN_LARGE, _OFFERED_IN_LARGE = 3, 10
 
 _TRIAL_MACS = 6e12
 """Of all trials of candidates alone: what makes a network a large one."""

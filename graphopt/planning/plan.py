@@ -24,6 +24,9 @@ from graphopt.progress import Progress
 _REFITTED_TRIES = 1
 """Single choices tried beyond the plan settled on when every try is a fit of the whole plan."""
 
+_FEW_FITS = 3
+"""With no more than these none is spent on a single choice."""
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -154,8 +157,7 @@ def choose(
         points = CURVE_POINTS if most_fits is None else min(CURVE_POINTS, 3 * most_fits)
         expected = curve(plans, quick.surely, points)
         known = settle(plans, expected, final.fits, final.used, final.surely, most_fits)
-        left = _REFITTED_TRIES if most_fits is None else most_fits - len(final.measured)
-        tries = min(_REFITTED_TRIES, max(0, left))
+        tries = _REFITTED_TRIES if most_fits is None or most_fits > _FEW_FITS else 0
         found = within(plans, final.fits, limit, known=known, tries=tries)
     if found.bound_by is not None and budget.max_error is not None and budget.max_drop is not None:
         found = Found(found.plans, _binding(budget, final.measured))
