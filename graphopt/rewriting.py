@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # the planner and --dense are loaded by those who use them
     from graphopt.planning.workshop import Realised
     from graphopt.rewrites.dense.make import Dense
 
+_RESHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
 
 @dataclass(frozen=True)
 class Rewritten:
@@ -63,10 +65,10 @@ def rewrite_exactly(
     known = dict(infos)
     driver = Driver(clone, known, Ledger(permit), gate)
     driver.to_fixpoint(rewrites)
-    if driver.ledger.applied and _has_computed_shapes(clone):
-        annotate(
-            clone, frozen=_frozen(clone, rewrites)
-        )  # better known now that constants are folded
+    if driver.ledger.applied and (_has_computed_shapes(clone) or _has_reshapes_in_a_row(clone)):
+        # Better known now: constants are folded, and new operators name dimensions that old ones
+        # had lost.
+        annotate(clone, frozen=_frozen(clone, rewrites))
         driver.to_fixpoint(rewrites)
     scope = Scope(clone, clone.graph, known)
     return Rewritten(
@@ -76,6 +78,16 @@ def rewrite_exactly(
 
 def _has_computed_shapes(model: ir.Model) -> bool:
     return any(is_op(node, "Reshape") and constant(node.inputs[1]) is None for node in model.graph)
+
+
+def _has_reshapes_in_a_row(model: ir.Model) -> bool:
+    """Whether some are left that only change a shape that others change again."""
+    return any(
+        is_op(node, *_RESHAPING)
+        and node.inputs[0] is not None
+        and is_op(node.inputs[0].producer(), *_RESHAPING)
+        for node in model.graph
+    )
 
 
 def _frozen(model: ir.Model, rewrites: Sequence[ExactRewrite | WholeModelPass]) -> bool:

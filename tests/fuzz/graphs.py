@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+from hypothesis import reject
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from fuzz import bodies, dense, layout, linear, merges, pointwise, pooling
-from fuzz.builder import Array, Builder, Store, Value
+from fuzz.builder import Array, Builder, ImpossibleError, Store, Value
 
 Step = Callable[[Builder, Value], Value]
 
@@ -96,7 +97,10 @@ def graphs(draw: Callable[[st.SearchStrategy[object]], object], theme: str = "an
         with b.attempt():
             values.append(_step(b, values, steps))
     if len(values) == 1:
-        values.append(b.add("Relu", [x]))
+        try:
+            values.append(b.add("Relu", [x]))
+        except ImpossibleError:  # even the input is too large
+            reject()
     return _finish(b, values)
 
 

@@ -118,3 +118,18 @@ def test_a_transpose_in_a_file_that_can_hold_no_shape() -> None:
             ir_version=3,
         )
     )
+
+
+def test_a_reshape_of_what_a_layer_gives_under_a_new_name() -> None:
+    """fc-to-conv names the batch that a Reshape to -1 had lost: only a second run saw the way back."""
+    model = build(
+        """net (float[N,1,H,W] x) => (float[N,1,H,W] y, float[M,1] g)
+        <int64[2] s, float[1,4] k, float[1,4] v, float[1] c, int64[4] t>
+        { p = GlobalAveragePool(x) r = Reshape(p, s) m = MatMul(r, k) q = Relu(m)
+          g = Gemm<transB=1>(q, v, c) u = Reshape(g, t) z = Sigmoid(u) y = Mul(x, z) }""",
+        opset=7,
+        weights={"s": np.asarray([-1, 1]), "t": np.asarray([0, 1, 1, 1])},
+    )
+    result = rewrite(model, *ALL)
+    assert "fc-to-conv" in result.names
+    assert rewrite(result.proto, *ALL).names == []
