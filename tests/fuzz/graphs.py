@@ -230,7 +230,9 @@ def _reads(node: onnx.NodeProto) -> set[str]:
 
 
 def _declared(value: Value, index: int, store: Store) -> onnx.ValueInfoProto:
-    batch = {shape[0] for shape in zip(*(v.shapes for v, _ in store.inputs[:1]), strict=True)}
+    # onnxruntime believes it: what joins two batches has another size, and needs another name.
+    first = [shape[0] for shape in store.inputs[0][0].shapes]
+    batch = [shape[:1] for shape in value.shapes] == [(size,) for size in first]
     dims: list[str | int] = []
     for axis in range(value.rank):
         size = value.size(axis)
