@@ -31,24 +31,26 @@ class Tally:
 class Snapshot:
     """Everything that counts: the nodes, and stored tensors with their owners.
 
-    macs: of these nodes (and perhaps of others). tensors: by the identities of owner and tensor (a
-    pass may also give a value another tensor in place); holding the objects keeps them valid.
+    nodes: of the main graph. inner: of bodies, whose MACs are not counted. macs: of the main graph's
+    (and perhaps of others). tensors: by the identities of owner and tensor (a pass may also give a
+    value another tensor in place); holding the objects keeps them valid.
     """
 
     nodes: Set[ir.Node]
+    inner: Set[ir.Node]
     macs: Mapping[ir.Node, int]
     tensors: Mapping[tuple[int, int], tuple[object, ir.TensorProtocol]]
 
     def total(self) -> Tally:
         """The cost of the whole model."""
-        return self.without(Snapshot(frozenset(), {}, {}))
+        return self.without(Snapshot(frozenset(), frozenset(), {}, {}))
 
     def without(self, other: Snapshot) -> Tally:
-        """The cost of what is here and not in `other`."""
+        """The cost of what is here and not in `other`; a node that left a body is another one."""
         nodes = self.nodes - other.nodes
         here = [self.tensors[key][1] for key in self.tensors.keys() - other.tensors.keys()]
         return Tally(
-            nodes=len(nodes),
+            nodes=len(nodes) + len(self.inner - other.inner),
             parameters=sum(parameters(tensor) for tensor in here),
             weight_bytes=sum(int(tensor.nbytes) for tensor in here),
             macs=sum(self.macs[node] for node in nodes),
@@ -65,13 +67,19 @@ class Census:
         self._model = model
         self._infos = infos
         self._macs: dict[ir.Node, int] = {}
+        """Of every node that has been in the main graph."""
         self._owners: set[ir.Node] = set()
         """Of the nodes known, the few that have a body or a tensor of their own."""
 
     def take(self) -> Snapshot:
         """The model as it is now. Called around every change, so only new nodes are looked at."""
-        known, owners = self._macs, self._owners
-        nodes: set[ir.Node] = set()
+        known = self._macs
+        main = list(self._model.graph)
+        for node in main:
+            if node not in known:
+                known[node] = self._count(node)
+                self._meet(node)
+        inner: set[ir.Node] = set()
         stored: dict[tuple[int, int], tuple[object, ir.TensorProtocol]] = {}
         found = [self._model.graph]
         for graph in found:
@@ -79,23 +87,23 @@ class Census:
                 tensor = value.const_value
                 if tensor is not None:
                     stored[id(value), id(tensor)] = value, tensor
-            here = list(graph)
-            nodes.update(here)
-            for node in here:
-                if node not in known:
-                    known[node] = self._count(node)
-                    if node.op_type == "Constant" or bodies(node):
-                        owners.add(node)
-            for node in owners.intersection(here):
+            here = main if graph is self._model.graph else list(graph)
+            if here is not main:
+                inner.update(here)
+                for node in here:
+                    self._meet(node)
+            for node in self._owners.intersection(here):
                 found += bodies(node)
                 tensor = constant_tensor(node)
                 if tensor is not None:
                     stored[id(node), id(tensor)] = node, tensor
-        return Snapshot(nodes, known, stored)
+        return Snapshot(set(main), inner, known, stored)
+
+    def _meet(self, node: ir.Node) -> None:
+        if node.op_type == "Constant" or bodies(node):
+            self._owners.add(node)
 
     def _count(self, node: ir.Node) -> int:
-        if node.graph is not self._model.graph:
-            return 0
         if any(output.name and output.name not in self._infos for output in node.outputs):
             self._infos |= infer_node(node, self._infos)
         return macs(node, self._infos)

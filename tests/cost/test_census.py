@@ -110,6 +110,26 @@ def test_a_tensor_exchanged_in_place_is_a_change():
     assert after.total().weight_bytes == 288
 
 
+def test_a_node_that_leaves_a_body_is_counted_and_gets_its_shape():
+    model, infos, census = chain(["a"])
+    conv = model.graph[0]
+    model.graph.remove(conv)
+    body = ir.Graph([], [], nodes=[conv], name="body")
+    outer = ir.node("Loop", [], {"body": body})
+    model.graph.append(outer)
+    infos.pop(conv.outputs[0].name)
+    before = census.take()
+    assert before.total() == Tally(2, 144, 576, 0)
+    body.remove(conv)
+    model.graph.remove(outer)
+    model.graph.append(conv)
+    after = census.take()
+    assert infos[conv.outputs[0].name].shape == SHAPES["x"]
+    assert after.total() == CONV
+    assert before.without(after) == Tally(2, 0, 0, 0)
+    assert after.without(before) == Tally(1, 0, 0, CONV.macs)
+
+
 def test_nothing_changed():
     _, _, census = chain(["a", "b"])
     assert census.take().without(census.take()) == Tally()

@@ -133,3 +133,21 @@ def test_a_reshape_of_what_a_layer_gives_under_a_new_name() -> None:
     result = rewrite(model, *ALL)
     assert "fc-to-conv" in result.names
     assert rewrite(result.proto, *ALL).names == []
+
+
+def test_a_branch_that_is_always_taken_after_a_loop() -> None:
+    """What comes after a Loop has a rank only when run: nodes of a branch put in its place had none."""
+    model = build(
+        """net (float[1,4,6,6] x) => (float[1,4,6,6] y)
+        <int64 rounds, bool cond, float[4] g, float[4] b, float[4] m, float[4] var, float[4,1,1] t>
+        { l = Loop(rounds, "", x) <body = body (int64 i, bool go, float[] a) => (bool went, float[] r)
+            { r = Sin(a) went = Identity(go) }>
+          y = If(cond) <
+            then_branch = then_branch () => (float[] p) { p = Cos(l) },
+            else_branch = else_branch () => (float[] q)
+            { s = Sin(l) n = BatchNormalization(s, g, b, m, var) q = Add(n, t) }> }""",
+        weights={"rounds": np.asarray(2), "cond": np.asarray(False)},
+    )
+    result = rewrite(model, *ALL)
+    assert "fuse-bn-affine" in result.names
+    assert rewrite(result.proto, *ALL).names == []
