@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from graphopt.approximated import Approximation, Plan
 from graphopt.calibration.synthetic import draw
 from graphopt.cost.latency import SURE
 from graphopt.cost.recall import Recall
@@ -14,12 +15,11 @@ from graphopt.errors import BudgetError
 from graphopt.evidence import gather
 from graphopt.graph.scope import Scope, site_of
 from graphopt.job import Job
-from graphopt.planning.budget import Budget, Limit
+from graphopt.planning.budget import Budget
 from graphopt.planning.caution import caution
 from graphopt.planning.choices import Choice, error_alone, price, with_candidates
-from graphopt.planning.effort import Effort, effort_for
 from graphopt.planning.fitting import symmetric
-from graphopt.planning.forced import ForcedLayer, candidate_of, keep_to, priced
+from graphopt.planning.forced import ForcedLayer, candidate_of, keep_to, priced, remarks
 from graphopt.planning.frontier import stops
 from graphopt.planning.guard import Guard
 from graphopt.planning.menus import layers_of, menus
@@ -29,6 +29,7 @@ from graphopt.planning.ranks import parse, structures
 from graphopt.planning.screening import estimates, low_rank
 from graphopt.planning.search import Plan as Choices
 from graphopt.planning.search import sequence
+from graphopt.planning.search_effort import SearchEffort, search_effort
 from graphopt.planning.uniform import uniform
 from graphopt.planning.workshop import Candidate, Realised
 from graphopt.progress import Progress
@@ -40,27 +41,6 @@ from graphopt.runtime import cores
 from graphopt.verification.compare import Reference
 from graphopt.verification.guard import ReferenceGuard
 from graphopt.verification.trials import Trials
-
-Plan = tuple[tuple[Choice, Realised], ...]
-"""Choices with their fitted weights."""
-
-
-@dataclass(frozen=True)
-class Approximation:
-    """The plan, what ended the search, what was declined, and estimates when there was no budget.
-
-    slower: the whole plan was measured and is not faster than the exactly rewritten model.
-    closer: plans on the way to this one, closest to the original first, where they were asked for.
-    whole_us: the model's time that the choices' timings are shares of, where it was measured.
-    """
-
-    plan: Plan = ()
-    bound_by: Limit | None = None
-    declined: tuple[Decline, ...] = ()
-    available: tuple[tuple[float, float], ...] = ()
-    slower: bool = False
-    closer: tuple[Plan, ...] = ()
-    whole_us: float | None = None
 
 
 def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
@@ -76,7 +56,7 @@ def approximate(job: Job, exact: Rewritten, permit: Permit) -> Approximation:
     # Without a budget only exactly low-rank weights matter, which iterative fits do not find.
     schemes = [s for s in job.selection.approximate if options.budget.given or not s.iterative]
     layers, declined = layers_of(scope, schemes)
-    effort = effort_for(scope, layers)
+    effort = search_effort(scope, layers)
     guard = _guard(job, scope, effort)
     if not schemes:
         _demand_speedup(options.budget, scope, guard)
@@ -152,7 +132,7 @@ def _forced(job: Job, exact: Rewritten, ranks: str) -> Approximation:
     options = replace(job.options, budget=Budget(max_error=math.inf))
     workshop, refit = gather(replace(job, options=options), scope, layers, chapter)
     candidates = [candidate_of(structure, workshop) for structure in wanted]
-    guard = _guard(job, scope, effort_for(scope, layers))
+    guard = _guard(job, scope, search_effort(scope, layers))
     stopwatch = job.stopwatch and replace(job.stopwatch, effort=SURE)
     plan, whole_us = priced(candidates, scope, guard, stopwatch, job.progress, chapter)
     job.progress.stage("Fitting", None)
@@ -161,6 +141,7 @@ def _forced(job: Job, exact: Rewritten, ranks: str) -> Approximation:
     return Approximation(
         tuple((choice, ForcedLayer.of(fitted[choice.layer])) for choice in plan),
         whole_us=whole_us,
+        remarks=tuple(remarks(plan)),
     )
 
 
@@ -194,7 +175,7 @@ def _measured(
     return replace(choice, measured=error_alone(scope, choice.candidate, guard, notebook))
 
 
-def _guard(job: Job, scope: Scope, effort: Effort) -> ReferenceGuard:
+def _guard(job: Job, scope: Scope, effort: SearchEffort) -> ReferenceGuard:
     parts, path, threads = job.inputs.split, job.source.path, job.options.threads
     dense = job.options.dense
     fitting = parts.fitting if parts.fitting.batches else parts.held_out

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphopt._version import __version__
-from graphopt.assemble import declined, model_file, rewrite_entry, totals, versions
+from graphopt.assembly.facts import declined, model_file, rewrite_entry, totals, versions
 from graphopt.calibration.prepare import prepare
 from graphopt.cost.channel_block import channel_block
 from graphopt.cost.counts import macs, node_parameters, node_weight_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graphopt.assemble import verification_of
+from graphopt.assembly.facts import verification_of
 from graphopt.calibration.prepare import Inputs, prepare
 from graphopt.calibration.readers import load_metric
 from graphopt.errors import InputError, VerificationError

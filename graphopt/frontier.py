@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from graphopt.approximation import Approximation
-from graphopt.assemble import Closer, frontier_point
+from graphopt.approximated import Approximation
+from graphopt.assembly.outcome import Closer, frontier_point
 from graphopt.destination import at_point, staged
 from graphopt.errors import InputError
 from graphopt.job import Job

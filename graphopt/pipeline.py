@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphopt.assemble import Outcome, Trial, optimize_report
+from graphopt.approximated import Approximation
+from graphopt.assembly.outcome import Outcome, Trial
+from graphopt.assembly.report import optimize_report
 from graphopt.calibration.prepare import prepare
 from graphopt.clock import Clock
 from graphopt.destination import at_point, destination_of, output_paths, staged
@@ -189,4 +191,6 @@ def _write_unproven(job: Job) -> Outcome:
     done = exactly(job, Permit())
     options = at_point(job.source.path, job.options, 1)
     with staged(job.source, done, options) as stage:
-        return Outcome.of(Trial(done, done, None, None, (), (), job.limits), stage, options)
+        return Outcome.of(
+            Trial(done, done, Approximation(), None, (), (), job.limits), stage, options
+        )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graphopt._version import __version__
-from graphopt.approximation import Approximation, Plan, approximate
-from graphopt.assemble import Outcome, Trial
+from graphopt.approximated import Approximation, Plan
+from graphopt.approximation import approximate
+from graphopt.assembly.outcome import Outcome, Trial
 from graphopt.densifying import check_windows
 from graphopt.destination import at_point, staged
 from graphopt.errors import BudgetError, VerificationError

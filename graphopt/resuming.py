@@ -59,14 +59,6 @@ def open_records(
     return Records.open(options.resume, identity)
 
 
-def notes_on(records: Records | None) -> tuple[str, ...]:
-    """What the report says of the records."""
-    if records is None:
-        return ()
-    used = (f"went on from the statistics in {records.folder}",) if records.resumed else ()
-    return (*used, *records.notes)
-
-
 def _digest(dataset: Dataset) -> str:
     """SHA-256 of all arrays with their names and shapes, in order."""
     total = hashlib.sha256(dataset.source.encode())

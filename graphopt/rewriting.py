@@ -18,6 +18,7 @@ from graphopt.graph.scope import Scope, is_op, site_of
 from graphopt.graph.shapes import TensorInfo
 from graphopt.rewrites.base import Decline, ExactRewrite, WholeModelPass
 from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
+from graphopt.rewrites.cleanup.merge_reshapes import RESHAPING
 from graphopt.rewrites.driver import Driver, Gate
 from graphopt.rewrites.ledger import Applied, Key, Ledger, Permit, entry
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:  # the planner and --dense are loaded by those who use them
     from graphopt.planning.choices import Choice
     from graphopt.planning.workshop import Realised
     from graphopt.rewrites.dense.make import Dense
-
-_RESHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,9 @@ def _has_computed_shapes(model: ir.Model) -> bool:
 def _has_reshapes_in_a_row(model: ir.Model) -> bool:
     """Whether some are left that only change a shape that others change again."""
     return any(
-        is_op(node, *_RESHAPING)
+        is_op(node, *RESHAPING)
         and node.inputs[0] is not None
-        and is_op(node.inputs[0].producer(), *_RESHAPING)
+        and is_op(node.inputs[0].producer(), *RESHAPING)
         for node in model.graph
     )
 

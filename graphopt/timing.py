@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 from graphopt.calibration.prepare import Inputs
@@ -13,7 +12,6 @@ from graphopt.graph.io import Source
 from graphopt.graph.shapes import Shape, is_batch_dynamic, with_batch
 from graphopt.options import Options
 from graphopt.reporting.schema import Latency
-from graphopt.rewrites.ledger import Applied
 from graphopt.runtime import open_session
 
 BATCHES = (1, 8)
@@ -54,35 +52,3 @@ def _time(source: Source, result: Path, shapes: Mapping[str, Shape], options: Op
         ratio_high=timing.ratio_high,
         input_shapes={name: tuple(shape) for name, shape in shapes.items()},
     )
-
-
-def with_prediction(
-    latencies: Sequence[Latency],
-    applied: Sequence[Applied],
-    shapes: Mapping[str, Shape],
-    whole_us: float | None = None,
-) -> tuple[Latency, ...]:
-    """The latencies with what the changes' own timings promised, where these were taken.
-
-    shapes: of the inputs that the changes were timed at. whole_us: the original's time that theirs
-    are shares of (None: what it is now). Promised: that time less what
-    each change was measured to save on its own. Exact changes that were not timed count as nothing,
-    since onnxruntime makes most of them itself; without a timing of every approximate one there is
-    no prediction.
-    """
-    approximate = [_saved_us(change) for change in applied if change.kind == "approximate"]
-    if not approximate or None in approximate:
-        return tuple(latencies)
-    saved = sum(_saved_us(change) or 0.0 for change in applied)
-    return tuple(
-        replace(latency, predicted_ratio=1 - saved / whole)
-        if latency.input_shapes == dict(shapes) and saved < (whole := whole_us or latency.before_us)
-        else latency
-        for latency in latencies
-    )
-
-
-def _saved_us(change: Applied) -> float | None:
-    if change.latency_before_us is None or change.latency_after_us is None:
-        return None
-    return change.latency_before_us - change.latency_after_us

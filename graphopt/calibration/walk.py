@@ -16,6 +16,7 @@ from onnx_ir.convenience import create_value_mapping, extract
 from graphopt.calibration.dataset import Dataset
 from graphopt.graph.dataflow import before
 from graphopt.graph.io import session_source
+from graphopt.graph.scope import has_bodies
 from graphopt.runtime import Array, open_session, run
 
 KEPT_BYTES = 1 << 30
@@ -55,16 +56,15 @@ class Walk:
         made = {value.name for node in piece for value in node.outputs if value.name}
         behind = self._run | made
         # What bodies capture is not among a node's inputs: then everything is fed, nothing kept.
-        bodies = has_bodies(model)
+        keep = not has_bodies(model)
         live = {
             name
             for name in (known | made)
             if any(_first_output(user) not in behind for user in values[name].consumers())
         }
         fetched = sorted(made & (live | set(names)))
-        fed = sorted(known if bodies else known & used)
+        fed = sorted(known & used if keep else known)
         session = self._session(model, fed, fetched)
-        keep = not bodies
         if keep:
             self._run = behind
 
@@ -106,11 +106,6 @@ def piece_of(model: ir.Model, fed: Sequence[str], fetched: Sequence[str]) -> ir.
             value.type = ir.TensorType(ir.DataType.FLOAT)
     functions = list(model.functions.values())
     return ir.Model(graph, ir_version=model.ir_version, functions=functions)
-
-
-def has_bodies(model: ir.Model) -> bool:
-    """Whether there are graphs within the main one, which may read values that no node names."""
-    return any(node.graph is not model.graph for node in model.graph.all_nodes())
 
 
 def _first_output(node: ir.Node) -> str | None:

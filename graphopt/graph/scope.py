@@ -108,6 +108,11 @@ def bodies(node: ir.Node) -> list[ir.Graph]:
     return found
 
 
+def has_bodies(model: ir.Model) -> bool:
+    """Whether there are graphs within the main one, which may read values that no node names."""
+    return any(bodies(node) for node in model.graph)
+
+
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether a node is one of these operators of the standard domain."""
     return node is not None and node.domain in STANDARD_DOMAINS and node.op_type in op_types

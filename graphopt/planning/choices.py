@@ -18,6 +18,7 @@ from graphopt.graph.scope import Scope, follower, is_op
 from graphopt.planning.caution import caution
 from graphopt.planning.guard import Guard
 from graphopt.planning.hull import hull
+from graphopt.planning.menus import log_error
 from graphopt.planning.notebook import Figures, Notebook, noted, probe_key
 from graphopt.planning.workshop import Candidate, Realised
 from graphopt.progress import Progress
@@ -30,8 +31,6 @@ _MACS_PER_US = 20_000.0
 
 PROBED = 5
 """Candidates of a layer whose output error is measured; the rest is interpolated."""
-
-_TINY = 1e-9
 
 Timer = Stopwatch | Recall
 """Who is asked how long something takes: one that measures, or one that knows the table alone."""
@@ -276,10 +275,10 @@ def _output_errors(
         measured = error_alone(scope, probe, guard, notebook)
         if not math.isfinite(measured):
             return {}
-        xs.append(np.log(max(probe.error, _TINY)))
-        ys.append(np.log(max(measured, _TINY)))
+        xs.append(log_error(probe.error))
+        ys.append(log_error(measured))
     rising = np.maximum.accumulate(ys)
     return {
-        candidate: float(np.exp(np.interp(np.log(max(candidate.error, _TINY)), xs, rising)))
+        candidate: float(np.exp(np.interp(log_error(candidate.error), xs, rising)))
         for candidate in ordered
     }

@@ -18,6 +18,7 @@ _SLACK = 1.05
 """A candidate stays if nothing both has fewer MACs and is this much better: MACs are not time."""
 
 _TINY = 1e-9
+"""Errors below are as good as none; and none has no logarithm."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,17 @@ def front(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(kept, key=lambda candidate: (candidate.macs_ratio, candidate.error))
 
 
+def log_error(error: float) -> float:
+    """Natural logarithm of an error, of which only the order of magnitude counts."""
+    return math.log(max(error, _TINY))
+
+
 def thinned(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
     """About evenly spaced in error, of those nearly alike in it the one of fewest MACs."""
     finite = [c for c in candidates if math.isfinite(c.error)]
     if len(finite) <= most:
         return finite
-    errors = np.log([max(c.error, _TINY) for c in finite])
+    errors = np.array([log_error(c.error) for c in finite])
     edges = np.linspace(errors.min(), errors.max(), most + 1)[1:-1]
     best: dict[int, int] = {}
     for index, place in enumerate(np.searchsorted(edges, errors).tolist()):

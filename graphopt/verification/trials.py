@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from onnx_ir.convenience import create_value_mapping
 
-from graphopt.calibration.walk import Walk, has_bodies, piece_of
+from graphopt.calibration.walk import Walk, piece_of
 from graphopt.graph.alike import alike
 from graphopt.graph.dataflow import before
 from graphopt.graph.hollow import Hollow, hollow
 from graphopt.graph.io import session_source
+from graphopt.graph.scope import has_bodies
 from graphopt.runtime import Array, open_session, run
 from graphopt.verification.compare import Reference
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trials:
     """Compares models made of `known` with a reference that `known` itself keeps to.
 
@@ -35,8 +36,7 @@ class Trials:
     _walk: Walk = field(init=False)
 
     def __post_init__(self) -> None:
-        walk = Walk(self.reference.dataset, self.reference.threads)
-        object.__setattr__(self, "_walk", walk)
+        self._walk = Walk(self.reference.dataset, self.reference.threads)
 
     def error(self, model: ir.Model) -> float:
         """The largest relative error of an output, on the reference's samples.

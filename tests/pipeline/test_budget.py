@@ -94,7 +94,7 @@ def test_a_large_network_is_tried_less_and_keeps_its_budget(
     run, wide, data, pictures, monkeypatch
 ) -> None:
     """What counts as large is lowered to this network; the full effort is the other run."""
-    from graphopt.planning import effort as effort_of
+    from graphopt.planning import search_effort
     from graphopt.planning.fitting import Refitter
     from graphopt.verification.guard import ReferenceGuard
 
@@ -116,8 +116,8 @@ def test_a_large_network_is_tried_less_and_keeps_its_budget(
     effort = []
     for large in (False, True):
         if large:
-            monkeypatch.setattr(effort_of, "_TRIAL_MACS", 1.0)
-            monkeypatch.setattr(effort_of, "_FITTING_MULTIPLICATIONS", 1.0)
+            monkeypatch.setattr(search_effort, "_TRIAL_MACS", 1.0)
+            monkeypatch.setattr(search_effort, "_FITTING_MULTIPLICATIONS", 1.0)
         tried.clear()
         fitted.clear()
         run(wide, data=data, eval_data="held.npz", budget=Budget(max_error=0.1))

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx_text import build
 
-from graphopt.assemble import _fitted_blindly
+from graphopt.assembly.notes import fitted_blindly
 from graphopt.evidence import _without_data
 from graphopt.graph.scope import Scope
 from graphopt.graph.shapes import bind_inputs, infer
@@ -63,16 +63,16 @@ def test_the_note_says_what_was_fitted_to(scope):
     layer = Layer.of(next(n for n in scope.graph if n.op_type == "Conv"), scope)
     (alone,) = identity_moments(layer)
     known = fitted(scope, Budget(speedup=1.2))
-    (note,) = _fitted_blindly(Budget(speedup=1.2), plan(alone, known))
+    (note,) = fitted_blindly(Budget(speedup=1.2), plan(alone, known))
     assert "to their weights and batch statistics (1 of 2 layers)" in note
     assert "64 real samples (--data)" in note
-    (note,) = _fitted_blindly(Budget(speedup=1.2), plan(alone))
+    (note,) = fitted_blindly(Budget(speedup=1.2), plan(alone))
     assert "to their weights alone;" in note
 
 
 def test_there_is_no_note_with_data_without_a_budget_or_without_a_plan(scope):
     known = fitted(scope, Budget(speedup=1.2))
     real = SimpleNamespace(samples=64, mean_input=known.mean_input)
-    assert _fitted_blindly(Budget(max_error=0.1), plan(real)) == []
-    assert _fitted_blindly(Budget(), plan(known)) == []
-    assert _fitted_blindly(Budget(max_error=0.1), ()) == []
+    assert fitted_blindly(Budget(max_error=0.1), plan(real)) == []
+    assert fitted_blindly(Budget(), plan(known)) == []
+    assert fitted_blindly(Budget(max_error=0.1), ()) == []

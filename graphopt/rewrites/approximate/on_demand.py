@@ -28,13 +28,10 @@ class OnDemand(Generic[Fit]):
 
     def for_prices(self, rank: int) -> list[Fit]:
         """Fits that answer up to this rank and all that are on offer."""
-        return self._up_to(max(rank, self.top) if self._most < rank else rank)
+        return self.for_weights(rank if rank <= self._most else max(rank, self.top))
 
     def for_weights(self, rank: int) -> list[Fit]:
         """Fits that answer up to this rank."""
-        return self._up_to(rank)
-
-    def _up_to(self, rank: int) -> list[Fit]:
         if rank > self._most:
             self._most, self._made = rank, self.make(rank)
         return self._made

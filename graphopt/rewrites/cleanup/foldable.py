@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Mapping
 import onnx
 import onnx_ir as ir
 
-from graphopt.graph.scope import graphs, is_op
+from graphopt.graph.scope import has_bodies, is_op
 from graphopt.graph.shapes import true_inputs
 
 _REPLACED = (
@@ -35,7 +35,7 @@ def may_fold(model: ir.Model, should_fold: Callable[[ir.Node], bool | None]) -> 
 
     should_fold: what the library would ask before it evaluates a node.
     """
-    if model.functions or len(graphs(model)) > 1:
+    if model.functions or has_bodies(model):
         return True
     symbols = {
         size.value

@@ -26,7 +26,7 @@ _FEWEST_FITS, _FITTING_MULTIPLICATIONS = 2, 1.6e13
 
 
 @dataclass(frozen=True)
-class Effort:
+class SearchEffort:
     """samples: that candidates are tried on alone. probed: candidates of a layer that are so tried.
 
     offered: candidates of a layer that are timed; None for all. fits: of whole plans. large: whether
@@ -40,13 +40,13 @@ class Effort:
     large: bool
 
 
-def effort_for(scope: Scope, layers: Sequence[Layer]) -> Effort:
+def search_effort(scope: Scope, layers: Sequence[Layer]) -> SearchEffort:
     """What to spend on a network and those of its layers that can be factored."""
     fits = int(_FITTING_MULTIPLICATIONS / max(multiplications(layers), 1.0))
     fits = max(_FEWEST_FITS, fits)
     each = len(layers) * sum(macs(node, scope.infos) for node in scope.graph)
     if _SAMPLES * PROBED * each <= _TRIAL_MACS or not is_batch_dynamic(scope.graph):
-        return Effort(_SAMPLES, PROBED, None, fits, large=False)
+        return SearchEffort(_SAMPLES, PROBED, None, fits, large=False)
     samples = int(_TRIAL_MACS / (_PROBED_IN_LARGE * each))
     samples = min(max(_FEWEST_SAMPLES, samples), _SAMPLES)
-    return Effort(samples, _PROBED_IN_LARGE, _OFFERED_IN_LARGE, fits, large=True)
+    return SearchEffort(samples, _PROBED_IN_LARGE, _OFFERED_IN_LARGE, fits, large=True)

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from graphopt.assembly.prediction import with_prediction
 from graphopt.cost.census import Tally
 from graphopt.reporting.schema import Latency
 from graphopt.rewrites.ledger import Applied
-from graphopt.timing import with_prediction
 
 SHAPES = {"x": (1, 3, 8, 8)}
 AT_1 = Latency(1, 1, 9, 1000.0, 500.0, 0.5, 0.4, 0.6, SHAPES)

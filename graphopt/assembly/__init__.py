@@ -1,0 +1,1 @@
+"""What the report says: graphs and arrays in, plain data out."""
