@@ -4,7 +4,8 @@
 
 `ts-NETWORK` is a network of networks_torch.py through PyTorch's TorchScript exporter as it is called by
 default, `bn-NETWORK` the same without the fusions that this exporter makes itself, `dynamo-NETWORK` the
-exporter on torch.export without its own optimizer. `light_*` are the networks that the onnx package ships,
+exporter on torch.export without its own optimizer. `keras-NETWORK` is an application of Keras, channels
+last, through Keras' exporter (networks_keras.py). `light_*` are the networks that the onnx package ships,
 `light_*+` those with random weights: as shipped, their outputs are constant and prove nothing. The others
 are the zoo's.
 """
@@ -28,6 +29,7 @@ TORCH = (
     "densenet121",
     "repvgg_a0",
 )
+KERAS = ("mobilenet_v2", "resnet50", "densenet121", "inception_v3")
 LIGHT = (
     "bvlc_alexnet",
     "densenet121",
@@ -47,6 +49,7 @@ _CONFORMANCE = Path(__file__).parents[1] / "tests" / "conformance"
 def names(zoo: Path | None) -> list[str]:
     """All models there are to compare on."""
     found = [f"{exporter}-{network}" for network in TORCH for exporter in EXPORTERS]
+    found += [f"keras-{network}" for network in KERAS]
     found += [f"light_{name}{drawn}" for name in LIGHT for drawn in ("", "+")]
     if zoo is not None:
         found += sorted(path.stem for path in (zoo / "models").glob("*.onnx"))
@@ -132,6 +135,11 @@ def main() -> None:
     part = args.folder / f".{args.name}.part"
     if args.name.startswith("light_"):
         light(args.name, part)
+    elif args.name.startswith("keras-"):
+        import networks_keras
+
+        part = part.with_suffix(".part.onnx")  # Keras wants the ending
+        networks_keras.export(args.name.removeprefix("keras-"), part, small=args.small)
     else:
         export(args.name, part, small=args.small)
     part.replace(args.folder / f"{args.name}.onnx")

@@ -4,7 +4,7 @@
 
 Installs nothing: the peers come with the extra `peers`, or live in another Python (--peer-python), so
 that what they require cannot collide. Models: see exports.py; GRAPHOPT_ZOO adds the zoo's. PyTorch makes
-the exports.
+the exports, Keras on PyTorch (extra `models`) those whose channels come last.
 
 nodes: of all graphs and bodies but Constant and ConstantOfShape, with "(n own)" those that no standard
 knows. BN: BatchNormalizations left. error: relative L2, the original at ORT_DISABLE_ALL, the worse of the

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from onnx import numpy_helper, parser
 from peer_runs import ORIGINAL, PEERS, Contest, Trial
 from runs import Result, Store
 
+import graphopt
+from graphopt import Options
+
 BENCHMARKS = Path(peers.__file__).parent
 
 linux = pytest.mark.skipif(sys.platform == "win32", reason="costs are read as POSIX has them")
@@ -31,6 +35,13 @@ def saved(path: Path, text: str, **weights: np.ndarray) -> Path:
         model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
     onnx.save(model, path)
     return path
+
+
+def operators(path: Path) -> Counter[str]:
+    """How many nodes of each operator, but Constants."""
+    counts = Counter(node.op_type for node in onnx.load(path).graph.node)
+    del counts["Constant"]
+    return counts
 
 
 SCALED = "agraph (float[n, 4] x) => (float[n, 4] y) { y = Mul (x, s) }"
@@ -229,6 +240,27 @@ def test_the_light_models_get_weights(tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="light_nothing cannot be made: FileNotFoundError"):
         exports.made("light_nothing", tmp_path, None, small=True)
+
+
+class TestChannelsLast:
+    @pytest.fixture(autouse=True)
+    def _needs_keras(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("torch", reason="PyTorch is not installed (torch==2.13.0)")
+        monkeypatch.setenv("KERAS_BACKEND", "torch")
+        pytest.importorskip("keras", reason="Keras is not installed (extra `models`)")
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", exports.KERAS)
+    def test_an_export_comes_out_with_one_transpose(self, name: str, tmp_path: Path) -> None:
+        """And computes what it did: verified, or the run would have failed."""
+        path = exports.made(f"keras-{name}", tmp_path, None, small=True)
+        before = operators(path)
+        assert before["Transpose"] > 100
+        graphopt.optimize(path, Options(output=tmp_path / "out.onnx", bench=False))
+        after = operators(tmp_path / "out.onnx")
+        assert after["Transpose"] == 1
+        assert after["Conv"] == before["Conv"]
+        assert after.total() < 0.35 * before.total()
 
 
 class TestNetworks:
