@@ -29,7 +29,7 @@ STAMP_BYTES = 400
 """What the model's own metadata may add to the file: version and counts of the rewrites."""
 
 EXPANDED_BYTES = 1 << 18
-"""What a weight that an Expand makes may add by being stored whole: past that it stays made."""
+"""What a weight that nodes make may add by being stored whole: past that it stays made."""
 
 NODE_BYTES = 260
 """What one new node may add: where it comes from, its name, and those of its weights."""
@@ -269,7 +269,7 @@ def _no_dearer(
     nodes, were = _node_count(result.proto), _node_count(original)
     if nodes > were + FLATTENS * result.names.count("fc-to-conv"):
         raise BrokenError("more nodes", f"{nodes} after {were}", result.names)
-    allowed = _bytes_allowed(original, result.proto)
+    allowed = _bytes_allowed(original, result.proto, shapes)
     allowed += SPARE_BYTES * result.names.count("compose-convs")  # likewise
     size = result.proto.ByteSize()
     if size > allowed:
@@ -300,14 +300,37 @@ def _node_count(proto: onnx.ModelProto) -> int:
     return sum(node.op_type != "Constant" for node in _nodes(proto.graph))
 
 
-def _bytes_allowed(original: onnx.ModelProto, result: onnx.ModelProto) -> int:
+def _bytes_allowed(
+    original: onnx.ModelProto, result: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]
+) -> int:
     """The original and its provenance; a weight that several nodes share may be copied for each."""
     uses = Counter(name for node in _nodes(original.graph) for name in node.input)
+    uses.update(value.name for value in original.graph.output)
     copies = sum(
         (uses[tensor.name] - 1) * len(tensor.raw_data)
         for tensor in original.graph.initializer
         if uses[tensor.name] > 1
     )
-    made = sum(node.op_type == "Expand" for node in _nodes(original.graph))
-    slack = STAMP_BYTES + NODE_BYTES * len(_nodes(result.graph)) + EXPANDED_BYTES * made
-    return original.ByteSize() + slack + copies
+    bodies = (a.g for node in original.graph.node for a in node.attribute if a.HasField("g"))
+    inner = [node.op_type for body in bodies for node in _nodes(body)]
+    made = EXPANDED_BYTES * (inner.count("Expand") + inner.count("ConstantOfShape"))
+    made += sum(uses[name] * size for name, size in _computed(original, shapes).items())
+    slack = STAMP_BYTES + NODE_BYTES * len(_nodes(result.graph))
+    return original.ByteSize() + slack + copies + made
+
+
+def _computed(original: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Bytes that may be stored of each value that nodes of the main graph compute from constants."""
+    model = ir.from_proto(original)
+    known = infer(model, bind_inputs(model.graph, shapes, batch=1, size=8))
+    constants = {tensor.name for tensor in original.graph.initializer}
+    found = {}
+    for node in original.graph.node:
+        if constants.issuperset(filter(None, node.input)):
+            constants.update(node.output)
+            for name in node.output:
+                if name in known:
+                    info = known[name]
+                    size = math.prod(info.shape) * info.dtype.itemsize
+                    found[name] = int(min(size, EXPANDED_BYTES))
+    return found
