@@ -45,6 +45,7 @@ def made_dense(job: Job, exact: Rewritten, gate: Gate, permit: Permit) -> Rewrit
     annotations = _annotated(clone, exact)
     infos = infer(clone, job.inputs.shapes)
     driver = Driver(clone, infos, ledger, gate)
+    after = driver.census.take()
     ledger.applied.append(
         entry(
             (NAME,),
@@ -54,8 +55,8 @@ def made_dense(job: Job, exact: Rewritten, gate: Gate, permit: Permit) -> Rewrit
                 "window": "x".join(map(str, dense.window)),
                 "stride": "x".join(map(str, dense.stride)),
             },
-            before=before,
-            after=driver.census.take(),
+            before=before.without(after),
+            after=after.without(before),
         )
     )
     driver.to_fixpoint(job.selection.exact)

@@ -116,8 +116,8 @@ def apply_plan(
         proposal = realised.propose(scope, node)
         if not driver.ledger.admits(proposal.key):
             continue
-        key, site, before = proposal.key, site_of(node), driver.census.take()
-        proposal.apply()
+        key, site = proposal.key, site_of(node)
+        before, after = driver.apply(proposal, scope)
         timing = choice.timing
         driver.ledger.applied.append(
             entry(
@@ -126,7 +126,7 @@ def apply_plan(
                 site=site,
                 options=proposal.options,
                 before=before,
-                after=driver.census.take(),
+                after=after,
                 predicted_error=choice.error,
                 measured_error=choice.measured,
                 latency_us=None

@@ -1,19 +1,19 @@
 """What every change did to a model's cost, told by comparing what was there before and after.
 
-A census is taken around each applied rewrite: nodes and tensors that are gone are its `before`,
-those that are new its `after`. So the sums over all rewrites are exactly the difference of the
-totals, however a library's pass went about its work.
+Nodes and tensors that are gone after a rewrite are its `before`, those that are new its `after`. So
+the sums over all rewrites are exactly the difference of the totals. What an Edit did it has noted
+itself; around a library's pass a census of the whole model is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from graphopt.cost.counts import constant_tensor, macs, parameters
-from graphopt.graph.scope import bodies
+from graphopt.graph.scope import Scope, bodies
 from graphopt.graph.shapes import TensorInfo, infer_node
 
 
@@ -72,7 +72,7 @@ class Census:
         """Of the nodes known, the few that have a body or a tensor of their own."""
 
     def take(self) -> Snapshot:
-        """The model as it is now. Called around every change, so only new nodes are looked at."""
+        """The model as it is now. Only new nodes are looked at closely."""
         known = self._macs
         main = list(self._model.graph)
         for node in main:
@@ -98,6 +98,50 @@ class Census:
                 if tensor is not None:
                     stored[id(node), id(tensor)] = node, tensor
         return Snapshot(set(main), inner, known, stored)
+
+    def changed(self, scope: Scope) -> tuple[Tally, Tally]:
+        """What went and what came by the Edits in the journal of a scope, which is then empty.
+
+        The model must have been taken at some time before.
+        """
+        changes = tuple(scope.journal)
+        scope.journal.clear()
+        gone = self._part(
+            scope.is_main,
+            [node for change in changes for node in change.removed],
+            [value for change in changes for value in change.dropped],
+        )
+        come = self._part(
+            scope.is_main,
+            [node for change in changes for node in change.made],
+            [value for change in changes for value in change.registered],
+        )
+        return gone.without(come), come.without(gone)
+
+    def _part(self, main: bool, nodes: Sequence[ir.Node], values: Sequence[ir.Value]) -> Snapshot:
+        """Some nodes, with the bodies in them, and initializers."""
+        inner: list[ir.Node] = [] if main else list(nodes)
+        stored: dict[tuple[int, int], tuple[object, ir.TensorProtocol]] = {}
+        found = [body for node in nodes for body in bodies(node)]
+        for graph in found:
+            here = list(graph)
+            inner += here
+            found += [body for node in here for body in bodies(node)]
+        if main:
+            for node in nodes:
+                if node not in self._macs:
+                    # What was made and removed again has lost its inputs; and cancels out.
+                    self._macs[node] = 0 if node.graph is None else self._count(node)
+                    self._meet(node)
+        weights = (value for graph in found for value in graph.initializers.values())
+        for value in (*values, *weights):
+            if value.const_value is not None:
+                stored[id(value), id(value.const_value)] = value, value.const_value
+        for node in (*nodes, *inner):
+            tensor = constant_tensor(node)
+            if tensor is not None:
+                stored[id(node), id(tensor)] = node, tensor
+        return Snapshot(set(nodes) if main else set(), set(inner), self._macs, stored)
 
     def _meet(self, node: ir.Node) -> None:
         if node.op_type == "Constant" or bodies(node):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.change import Change
 from graphopt.graph.constants import is_splat
 from graphopt.graph.scope import Scope, graphs
 from graphopt.graph.shapes import annotate_node
@@ -46,7 +47,7 @@ class Edit:
         """A constant operand; `hint` is the name to derive its name from."""
         if is_splat(array) and array.nbytes >= _SPLAT_BYTES and self._scope.opset >= 9:
             return self._generated(array, hint)
-        tensor = ir.tensor(np.asarray(array, order="C"))  # ascontiguousarray makes 0-d 1-d
+        tensor = ir.Tensor(np.asarray(array, order="C"))  # ascontiguousarray makes 0-d 1-d
         if self._scope.model.ir_version < FIRST_IR_WITHOUT_LISTING:
             # An initializer would have to be listed as an input, and could be overridden there.
             value = self.node("Constant", [], {"value": tensor}, hint=hint)
@@ -134,11 +135,13 @@ class Edit:
         for old, new in outputs.items():
             self._hand_over(old, new, is_new=new in made)
         graph.remove(removed, safe=True)
-        for value in before:
-            if value.is_initializer() and not value.uses() and not value.is_graph_output():
-                _drop_initializer(value)
+        unused = (v for v in before if v.is_initializer() and not v.uses())
+        dropped = [v for v in unused if not v.is_graph_output() and _drop_initializer(v)]
         if len(outputs) > 1:
             graph.sort()
+        self._scope.journal.append(
+            Change(tuple(removed), tuple(self._nodes), tuple(dropped), tuple(self._initializers))
+        )
 
     def _hand_over(self, old: ir.Value, new: ir.Value, *, is_new: bool) -> None:
         if is_new:
@@ -157,8 +160,8 @@ class Edit:
     def _generated(self, array: np.ndarray[Any, Any], hint: str) -> ir.Value:
         shape = self.constant(np.asarray(array.shape, np.int64), f"{hint}_shape")
         name = self._fresh(hint)
-        fill = ir.tensor(np.asarray([array.flat[0]], array.dtype))
-        made = ir.node("ConstantOfShape", [shape], attributes={"value": fill}, name=name)
+        fill = ir.Tensor(np.asarray([array.flat[0]], array.dtype))
+        made = ir.Node("", "ConstantOfShape", [shape], [ir.AttrTensor("value", fill)], name=name)
         output = made.outputs[0]
         output.name = name
         output.shape, output.type = ir.Shape(array.shape), ir.TensorType(fill.dtype)
@@ -206,18 +209,26 @@ def _keep_output_name(old: ir.Value, new: ir.Value) -> None:
 
 def _last(graph: ir.Graph, nodes: Sequence[ir.Node]) -> ir.Node:
     """Of some nodes of a graph the one that stands last."""
-    if len(nodes) == 1:
-        return nodes[0]
     wanted = set(nodes)
+    ends = [node for node in nodes if wanted.isdisjoint(_readers(node))]
+    if len(ends) == 1:  # what the others come to, stands behind them
+        return ends[0]
     return next(node for node in reversed(graph) if node in wanted)
 
 
-def _drop_initializer(value: ir.Value) -> None:
+def _readers(node: ir.Node) -> set[ir.Node]:
+    return {use.node for output in node.outputs for use in output.uses()}
+
+
+def _drop_initializer(value: ir.Value) -> bool:
+    """Whether it could be taken out: it was there, and nobody may override it."""
     graph = value.graph
     if graph is None or value.name is None or value.is_graph_input():
-        return
-    if value.name in graph.initializers:
-        del graph.initializers[value.name]
+        return False
+    if value.name not in graph.initializers:
+        return False
+    del graph.initializers[value.name]
+    return True
 
 
 def _names(model: ir.Model) -> set[str]:

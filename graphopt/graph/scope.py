@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from graphopt.graph.change import Change
 from graphopt.graph.shapes import TensorInfo
 
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -18,12 +19,14 @@ class Scope:
 
     `infos` holds element type and concrete shape of values of the main graph, by name; bodies of
     If, Loop and Scan have none. `open_dims` says whether a shape holds for every input or just for
-    the one it was computed with: see `fixed_dim`.
+    the one it was computed with: see `fixed_dim`. `journal` is what Edits have done here, for who
+    keeps count and clears it.
     """
 
     model: ir.Model
     graph: ir.Graph
     infos: Mapping[str, TensorInfo] = field(default_factory=dict)
+    journal: list[Change] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def opset(self) -> int:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from graphopt.cost.census import Census, Snapshot
+from graphopt.cost.census import Census, Snapshot, Tally
 from graphopt.graph.edit import forget_names
-from graphopt.graph.scope import Scope, graphs, scopes
+from graphopt.graph.scope import Scope, bodies, graphs, scopes
 from graphopt.graph.shapes import TensorInfo
 from graphopt.rewrites.base import Decline, ExactRewrite, Proposal, WholeModelPass
 from graphopt.rewrites.ledger import Ledger, entry
@@ -53,9 +53,9 @@ class Driver:
 
     def __post_init__(self) -> None:
         self.census = Census(self.model, self.infos)
-        self._before: Snapshot | None = None
+        self._before: Snapshot | None = self.census.take()
         self._state: object = None
-        self._scopes: list[Scope] | None = None
+        self._scopes: list[Scope] | None = None  # None, all three: it may no longer be so
 
     def to_fixpoint(self, rewrites: Sequence[ExactRewrite | WholeModelPass]) -> None:
         """Apply the rewrites in order, again and again, until a whole round changes nothing.
@@ -80,22 +80,32 @@ class Driver:
             return False
         before, state = self._taken(), self._state or _state(self.model)
         options = rewrite.run(self.model)
-        self._touched()
         self._state = _state(self.model)
         if self._state == state:
             return False
+        self._before = self._scopes = None
         forget_names(self.model)
         after = self._taken()
         self.ledger.applied.append(
-            entry(key, kind=rewrite.kind, site=(), options=options, before=before, after=after)
+            entry(
+                key,
+                kind=rewrite.kind,
+                site=(),
+                options=options,
+                before=before.without(after),
+                after=after.without(before),
+            )
         )
         return True
 
-    def _touched(self) -> None:
-        """What was known of the model may no longer hold."""
-        self._before = None
-        self._state = None
-        self._scopes = None
+    def apply(self, proposal: Proposal, scope: Scope) -> tuple[Tally, Tally]:
+        """Make a change to a scope of the model; returns what went and what came."""
+        scope.journal.clear()
+        proposal.apply()
+        self._before = self._state = None
+        if any(bodies(node) for change in scope.journal for node in change.nodes):
+            self._scopes = None
+        return self.census.changed(scope)
 
     def _taken(self) -> Snapshot:
         """The model as it is; after one change is before the next."""
@@ -123,9 +133,8 @@ class Driver:
                 self.declined.append(Decline(rewrite.name, site, verdict.reason))
                 return False
             timing = verdict.timing
-        key, before = proposal.key, self._taken()
-        proposal.apply()
-        self._touched()
+        key = proposal.key
+        before, after = self.apply(proposal, scope)
         self.ledger.applied.append(
             entry(
                 key,
@@ -133,7 +142,7 @@ class Driver:
                 site=site,
                 options=proposal.options,
                 before=before,
-                after=self._taken(),
+                after=after,
                 latency_us=None if timing is None else (timing.before_us, timing.after_us),
             )
         )

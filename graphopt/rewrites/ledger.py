@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from graphopt.cost.census import Snapshot, Tally
+from graphopt.cost.census import Tally
 from graphopt.rewrites.base import OptionValue
 
 Key = tuple[str, ...]
@@ -60,21 +60,21 @@ def entry(
     kind: str,
     site: tuple[str, ...],
     options: Mapping[str, OptionValue],
-    before: Snapshot,
-    after: Snapshot,
+    before: Tally,
+    after: Tally,
     predicted_error: float = 0.0,
     measured_error: float | None = None,
     latency_us: tuple[float, float] | None = None,
 ) -> Applied:
-    """The ledger entry for the change between two snapshots."""
+    """The ledger entry for a change. before, after: what went and what came."""
     return Applied(
         key=key,
         name=key[0],
         kind=kind,
         site=site,
         options=dict(options),
-        before=before.without(after),
-        after=after.without(before),
+        before=before,
+        after=after,
         predicted_error=predicted_error,
         measured_error=measured_error,
         latency_before_us=None if latency_us is None else latency_us[0],

@@ -18,6 +18,7 @@ from onnx_text import LEVELS, Result, Rewrite, rewrite, structure
 
 from fuzz.builder import Array
 from fuzz.graphs import Case
+from graphopt.cost.census import Tally
 from graphopt.cost.totals import model_cost
 from graphopt.graph.shapes import bind_inputs, infer
 from graphopt.rewrites import CLEANUP, EXACT
@@ -81,6 +82,7 @@ def check(case: Case, rewrites: Sequence[Rewrite] = ALL) -> Counter[str]:
     _same_numbers(case, original, result)
     _settled(case.model, result, rewrites, shapes)
     _no_dearer(case.model, result, shapes)
+    _adds_up(case.model, result, shapes)
     return Counter(result.names)
 
 
@@ -276,14 +278,31 @@ def _no_dearer(
         raise BrokenError("a bigger file", f"{size} bytes, {allowed} allowed", result.names)
 
 
+def _adds_up(
+    original: onnx.ModelProto, result: Result, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """The changes in the ledger, one by one, are together the difference of the totals."""
+    before, after = _cost(original, shapes), _cost(result.proto, shapes)
+    what = ["nodes", "parameters", "weight_bytes", *["macs"] * (not _has_bodies(original))]
+    for name in what:
+        saved = sum(getattr(c.before, name) - getattr(c.after, name) for c in result.applied)
+        wanted = getattr(before, name) - getattr(after, name)
+        if saved != wanted:
+            raise BrokenError("the ledger is off", f"{name}: {saved} for {wanted}", result.names)
+
+
 def _has_bodies(proto: onnx.ModelProto) -> bool:
     return len(_nodes(proto.graph)) > len(proto.graph.node)
 
 
 def _macs(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return _cost(proto, shapes).macs
+
+
+def _cost(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Tally:
     model = ir.from_proto(proto)
     bound = bind_inputs(model.graph, shapes, batch=1, size=8)
-    return model_cost(model, infer(model, bound)).tally.macs
+    return model_cost(model, infer(model, bound)).tally
 
 
 def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
