@@ -21,6 +21,7 @@ are).
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import sys
 import tempfile
@@ -31,6 +32,8 @@ import exports
 from harness import find_zoo, machine, print_table
 from peer_runs import ORIGINAL, PEERS, Contest, Trial, installed
 from runs import Result, Store
+
+import graphopt
 
 Results = Mapping[str, Result]
 """What came of each optimizer on one model, and of the original."""
@@ -62,6 +65,8 @@ def main() -> int:
     )
     if missing := [name for name in args.peers if name not in versions]:
         print(f"not installed, left out: {', '.join(missing)} (extra `peers`, --peer-python)")
+    # pip has compiled the peers' modules when it installed them.
+    compileall.compile_dir(Path(graphopt.__file__).parent, quiet=2)
     with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as scratch:
         store = Store(args.json, about)
         contest = Contest(
