@@ -59,8 +59,10 @@ def open_session(
         else ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     )
     source = os.fspath(model) if isinstance(model, Path) else model
-    try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    try:  # without falling back from the CPU to the CPU, which it announces on standard output
+        return ort.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:
         raise InputError(f"onnxruntime cannot load the model: {first_line(error)}") from error
 

@@ -18,6 +18,7 @@ from graphopt.rewrites.base import ApproximateRewrite, ExactRewrite, Rewrite, Wh
 from graphopt.rewrites.cleanup.fold_known_dimensions import FoldKnownDimensions
 from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
 from graphopt.rewrites.cleanup.inline_functions import InlineFunctions
+from graphopt.rewrites.cleanup.keep_reduced_axes import KeepReducedAxes
 from graphopt.rewrites.cleanup.library import (
     FoldConstants,
     LiftConstants,
@@ -67,6 +68,7 @@ CLEANUP: tuple[ExactRewrite | WholeModelPass, ...] = (
     RemoveNoops(),
     UndoSplits(),
     MergeReshapes(),
+    KeepReducedAxes(),
 )
 
 EXACT: tuple[ExactRewrite | WholeModelPass, ...] = (

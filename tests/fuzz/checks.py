@@ -45,6 +45,12 @@ JITTER = 2e-7
 """Relative change of the inputs that tells how well a network is conditioned."""
 
 
+FAULTS_OF_ONNXRUNTIME = ("Failed to find node output or a constant initializer",)
+"""How its own fusions refuse a valid model: where two convolutions meet in an Add, one of few
+channels a group and an output of the graph too, it depends on which of them stands first. A run that
+is verified drops the change that brings it up (tests/pipeline/test_rollback.py)."""
+
+
 class CannotRunError(Exception):
     """onnxruntime or the checker refuses the original."""
 
@@ -100,7 +106,7 @@ def _session(model: onnx.ModelProto, level: Any) -> Any:
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
     )
 
 
@@ -122,7 +128,9 @@ def _original(case: Case) -> Original:
         jittered = _runs(case.model, LEVELS[0], [_jittered(feed) for feed in case.feeds])
     except Exception as error:
         raise CannotRunError(f"{type(error).__name__}: {error}") from error
-    if any(np.isnan(array).any() for run in plain for array in run if array.dtype.kind == "f"):
+    # Infinities too: a MaxPool pads with the least number there is, not with minus infinity.
+    floats = (array for run in plain for array in run if array.dtype.kind == "f")
+    if not all(np.isfinite(array).all() for array in floats):
         raise CannotRunError("it does not compute numbers")
     allowed = []
     for index, run in enumerate(plain):
@@ -208,7 +216,8 @@ def _same_numbers(case: Case, original: Original, result: Result) -> None:
         try:
             runs = _runs(result.proto, level, case.feeds)
         except Exception as error:
-            if index and not _loads(case.model, level):
+            known = any(fault in str(error) for fault in FAULTS_OF_ONNXRUNTIME)
+            if index and (known or not _loads(case.model, level)):
                 continue
             raise BrokenError(f"does not run ({name})", str(error), result.names) from error
         for feed, run in enumerate(runs):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fuzz.builder import Builder, Value
+from fuzz.builder import Builder, Value, unsqueeze
 from fuzz.linear import conv, spatial
 
 
@@ -98,8 +98,21 @@ def reduce_space(b: Builder, x: Value) -> Value:
         axes = axes[::-1]
     keep = b.pick(None, 1, 0)
     if b.opset < (13 if form == "ReduceSum" else 18):
-        return b.add(form, [x], axes=axes, keepdims=keep)
-    return b.add(form, [x, b.ints(axes)], keepdims=keep)
+        y = b.add(form, [x], axes=axes, keepdims=keep)
+    else:
+        y = b.add(form, [x, b.ints(axes)], keepdims=keep)
+    if keep != 0 or b.rarely(2):
+        return y
+    return _put_back(b, x, y, sorted(axis % x.rank for axis in axes))
+
+
+def _put_back(b: Builder, x: Value, y: Value, axes: Sequence[int]) -> Value:
+    """The axes that a reduction took away, most often where they were."""
+    if b.rarely(2):
+        return unsqueeze(b, y, [0, *axes[1:]] if b.rarely(5) else axes)
+    copied = {axis for axis in (0, 1) if x.size(axis) is None or b.rarely(2)}
+    rest = (0 if axis in copied else x.fixed(axis) for axis in range(x.rank) if axis not in axes)
+    return b.add("Reshape", [y, b.ints([1 if a in axes else next(rest) for a in range(x.rank)])])
 
 
 def upsample(b: Builder, x: Value) -> Value:

@@ -234,3 +234,19 @@ def test_rollback_gives_up_in_the_end(run, also, two_layers, folder, monkeypatch
     assert report.rewrites == ()
     assert Path("net.opt.onnx").read_bytes() == two_layers.read_bytes()
     assert len(report.verification.rolled_back) >= 2
+
+
+def test_what_onnxruntime_itself_cannot_load_is_not_made(run, folder, capfd):
+    """Its fusions fail on a valid graph: an Add of two convolutions, the first an output as well."""
+    network = build(
+        """net (float[1,3,6,6] x) => (float[1,3,6,6] y, float[1,3,6,6] b)
+        <float[3,1,3,3] w, float[3,1,1,1] k, float[3] s, float[3] t, float[3] m, float[3] var>
+        { a = Relu(x) c = Conv<group=3, pads=[1,1,1,1]>(a, w) e = Conv<group=3>(a, k, "")
+          b = BatchNormalization(e, s, t, m, var) d = Add(c, b)
+          n = BatchNormalization(a, s, t, m, var) y = Add(d, n) }"""
+    )
+    onnx.save(network, "refused.onnx")
+    report = run("refused.onnx")
+    assert report.verification.passed
+    assert report.verification.rolled_back
+    assert "EP Error" not in capfd.readouterr().out

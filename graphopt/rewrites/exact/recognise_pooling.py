@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt.graph.constants import constant
 from graphopt.graph.edit import Edit
-from graphopt.graph.scope import Scope, attribute_int, follower, is_op
+from graphopt.graph.scope import Scope, attribute_int, is_op
 from graphopt.rewrites.base import ExactRewrite, Finding, Proposal
 from graphopt.rewrites.cleanup.axes import integers
 
@@ -42,7 +42,6 @@ class RecognisePooling(ExactRewrite):
 
         mean of x[n, c, ...] over every axis from 2 on, which stay with size 1
 
-    Without keepdims only if an Unsqueeze that puts those axes back follows, which goes too.
     Gated: onnxruntime's pooling takes longer than its reduction (1.2-1.9 of the time) except on
     what convolutions leave in the blocked layout (0.83-0.99). So it is measured together with the
     convolution before it, which is in the proposal for that alone.
@@ -69,8 +68,7 @@ class RecognisePooling(ExactRewrite):
                 continue
             if rank < 3 or sorted(axis % rank for axis in axes) != list(range(2, rank)):
                 continue
-            last = node if attribute_int(node, "keepdims", 1) else _unsqueeze(node, axes, scope)
-            if last is None:
+            if not attribute_int(node, "keepdims", 1):
                 continue
             dtype = node.inputs[0].dtype or node.outputs[0].dtype
             if dtype not in _RUNNABLE:
@@ -78,24 +76,14 @@ class RecognisePooling(ExactRewrite):
                 pool = _POOLS[node.op_type]
                 yield self.decline(f"onnxruntime has no {pool} of {kind}", node)
                 continue
-            removed = (node,) if last is node else (node, last)
             context = _context(node, scope) if self.gated else ()
             yield Proposal(
                 self.name,
-                (*context, *removed),
-                partial(_replace, scope, node, removed),
+                (*context, node),
+                partial(_replace, scope, node),
                 {"operator": _POOLS[node.op_type]},
                 gated=self.gated,
             )
-
-
-def _unsqueeze(node: ir.Node, axes: tuple[int, ...], scope: Scope) -> ir.Node | None:
-    """The Unsqueeze behind a reduction that puts the reduced axes back."""
-    after = follower(scope, node)
-    if after is None or not is_op(after, "Unsqueeze"):
-        return None
-    back, rank = integers(after, "axes", 1), 2 + len(axes)
-    return after if back and sorted(a % rank for a in back) == list(range(2, rank)) else None
 
 
 def _context(node: ir.Node, scope: Scope) -> tuple[ir.Node, ...]:
@@ -115,9 +103,9 @@ def _context(node: ir.Node, scope: Scope) -> tuple[ir.Node, ...]:
     return ()
 
 
-def _replace(scope: Scope, node: ir.Node, removed: tuple[ir.Node, ...]) -> None:
+def _replace(scope: Scope, node: ir.Node) -> None:
     change = Edit(scope, RecognisePooling.name)
-    result = removed[-1].outputs[0]
+    result = node.outputs[0]
     hint = result.name or "pooled"
     new = change.node(_POOLS[node.op_type], [node.inputs[0]], hint=hint, name=node.name)
-    change.commit(removed, {result: new})
+    change.commit((node,), {result: new})
