@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from graphopt.graph.annotate import Annotations, annotate, restore, stamp
-from graphopt.graph.constants import constant
-from graphopt.graph.scope import Scope, is_op, site_of
+from graphopt.graph.annotate import (
+    Annotations,
+    annotate,
+    is_settled,
+    restore,
+    stamp,
+    symbols_of,
+)
+from graphopt.graph.scope import Scope, site_of
 from graphopt.graph.shapes import TensorInfo
 from graphopt.rewrites.base import Decline, ExactRewrite, WholeModelPass
 from graphopt.rewrites.cleanup.freeze_initializers import FreezeInitializers
-from graphopt.rewrites.cleanup.merge_reshapes import RESHAPING
 from graphopt.rewrites.driver import Driver, Gate
 from graphopt.rewrites.ledger import Applied, Key, Ledger, Permit, entry
 
@@ -64,9 +69,10 @@ def rewrite_exactly(
     known = dict(infos)
     driver = Driver(clone, known, Ledger(permit), gate)
     driver.to_fixpoint(rewrites)
-    if driver.ledger.applied and (_has_computed_shapes(clone) or _has_reshapes_in_a_row(clone)):
-        # Better known now: constants are folded, and new operators name dimensions that old ones
-        # had lost.
+    changes = 0
+    while len(driver.ledger.applied) > changes and _may_know_more(clone):
+        # Constants are folded, and new operators name dimensions that old ones had lost.
+        changes = len(driver.ledger.applied)
         annotate(clone, frozen=_frozen(clone, rewrites))
         driver.to_fixpoint(rewrites)
     scope = Scope(clone, clone.graph, known)
@@ -75,18 +81,11 @@ def rewrite_exactly(
     )
 
 
-def _has_computed_shapes(model: ir.Model) -> bool:
-    return any(is_op(node, "Reshape") and constant(node.inputs[1]) is None for node in model.graph)
-
-
-def _has_reshapes_in_a_row(model: ir.Model) -> bool:
-    """Whether some are left that only change a shape that others change again."""
-    return any(
-        is_op(node, *RESHAPING)
-        and node.inputs[0] is not None
-        and is_op(node.inputs[0].producer(), *RESHAPING)
-        for node in model.graph
-    )
+def _may_know_more(model: ir.Model) -> bool:
+    """Whether there are dimensions without a name, of which inference may say more by now."""
+    symbols = symbols_of(model.graph)
+    outputs = (output for node in model.graph for output in node.outputs if output.name)
+    return not all(is_settled(output, symbols) for output in outputs)
 
 
 def _frozen(model: ir.Model, rewrites: Sequence[ExactRewrite | WholeModelPass]) -> bool:

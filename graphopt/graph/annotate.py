@@ -47,12 +47,7 @@ def restore(model: ir.Model, annotations: Annotations) -> None:
         if not output.is_initializer() and not output.is_graph_input():
             output.type, output.shape = annotations.declared[output.name or ""]
     outputs = {id(output) for output in model.graph.outputs}
-    symbols = {
-        size
-        for value in model.graph.inputs
-        for size in value.shape or ()
-        if not isinstance(size, int) and size.value is not None
-    }
+    symbols = symbols_of(model.graph)
     for weight in (value for graph in graphs(model) for value in graph.initializers.values()):
         if not weight.is_graph_input() and not weight.is_graph_output():
             weight.type = weight.shape = None  # the tensor has both; value_info would repeat them
@@ -70,14 +65,35 @@ def restore(model: ir.Model, annotations: Annotations) -> None:
                 value.shape = _with_symbols(value.shape, known[1], symbols)
 
 
+def symbols_of(graph: ir.Graph) -> set[str]:
+    """The names that the inputs give to their open dimensions."""
+    return {
+        size.value
+        for value in graph.inputs
+        for size in value.shape or ()
+        if not isinstance(size, int) and size.value is not None
+    }
+
+
+def is_settled(value: ir.Value, symbols: Container[str | None]) -> bool:
+    """Whether inference has no more to say: type known, every dimension a number or an input's own."""
+    return (
+        value.type is not None
+        and value.shape is not None
+        and all(isinstance(size, int) or size.value in symbols for size in value.shape)
+    )
+
+
 def _with_symbols(
-    inferred: ir.Shape, declared: ir.Shape | None, symbols: Container[object]
+    inferred: ir.Shape, declared: ir.Shape | None, symbols: Container[str | None]
 ) -> ir.Shape:
     """The inferred shape; for what it knows neither a number nor one of the symbols, the declared one."""
     if declared is None or len(declared) != len(inferred):
         return inferred
     pairs = zip(inferred, declared, strict=True)
-    return ir.Shape([new if isinstance(new, int) or new in symbols else old for new, old in pairs])
+    return ir.Shape(
+        [new if isinstance(new, int) or new.value in symbols else old for new, old in pairs]
+    )
 
 
 def stamp(model: ir.Model, version: str, rewrites: Mapping[str, int]) -> None:

@@ -151,3 +151,16 @@ def test_a_branch_that_is_always_taken_after_a_loop() -> None:
     result = rewrite(model, *ALL)
     assert "fuse-bn-affine" in result.names
     assert rewrite(result.proto, *ALL).names == []
+
+
+def test_a_reshape_to_the_own_shape_hides_what_comes_behind() -> None:
+    """Once it is gone, the shapes behind it are known, and another Reshape proves to be nothing."""
+    model = build(
+        """net (float[N,4,6,6] x) => (float[N,4,6,6] y) <float[4,4,1,1] w, int64[4] t>
+        { a = Add(x, x) s = Shape(a) r = Reshape(a, s) c = Conv(r, w) f = Flatten(c)
+          y = Reshape(f, t) }""",
+        weights={"t": np.asarray([0, 4, 6, 6])},
+    )
+    result = rewrite(model, *ALL)
+    assert result.ops == ["Add", "Conv"]
+    assert rewrite(result.proto, *ALL).names == []

@@ -6,13 +6,13 @@ it does with each operator: `onnxscript/optimizer/_constant_folding.py`. In doub
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 
 import onnx
 import onnx_ir as ir
 
+from graphopt.graph.annotate import is_settled, symbols_of
 from graphopt.graph.scope import has_bodies, is_op
-from graphopt.graph.shapes import true_inputs
 
 _REPLACED = (
     "Cast", "CastLike", "ConcatFromSequence", "Constant", "Expand", "Identity", "If",
@@ -37,15 +37,10 @@ def may_fold(model: ir.Model, should_fold: Callable[[ir.Node], bool | None]) -> 
     """
     if model.functions or has_bodies(model):
         return True
-    symbols = {
-        size.value
-        for value in true_inputs(model.graph)
-        for size in value.shape or ()
-        if not isinstance(size, int) and size.value is not None
-    }
+    symbols = symbols_of(model.graph)
     opset = model.graph.opset_imports.get("", 0)
     return any(_may_replace(node, opset, should_fold) for node in model.graph) or any(
-        not all(_is_settled(output, symbols) for output in node.outputs if output.name)
+        not all(is_settled(output, symbols) for output in node.outputs if output.name)
         and _knows_more(node, model.graph.opset_imports.get(node.domain))
         for node in model.graph
     )
@@ -75,15 +70,6 @@ def _has_shape(value: ir.Value, target: ir.Value) -> bool:
         return False
     wanted: list[int] = target.const_value.numpy().tolist()
     return list(value.shape) == wanted
-
-
-def _is_settled(value: ir.Value, symbols: Container[object]) -> bool:
-    """Whether inference has no more to say: type known, every dimension a number or an input's own."""
-    return (
-        value.type is not None
-        and value.shape is not None
-        and all(isinstance(size, int) or size.value in symbols for size in value.shape)
-    )
 
 
 def _knows_more(node: ir.Node, version: int | None) -> bool:

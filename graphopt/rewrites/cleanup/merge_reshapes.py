@@ -22,8 +22,7 @@ from graphopt.rewrites.cleanup.axes import (
 
 Build = Callable[[Edit], ir.Value]
 
-RESHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-"""Operators that change nothing but the shape."""
+_OPS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,10 @@ class MergeReshapes(ExactRewrite):
     def propose(self, scope: Scope) -> Iterator[Finding]:
         """One finding per pair of neighbours, and per Reshape to a target that is no constant."""
         for node in scope.graph:
-            if not is_op(node, *RESHAPING):
+            if not is_op(node, *_OPS):
                 continue
             before = None if node.inputs[0] is None else node.inputs[0].producer()
-            if before is not None and before.graph is scope.graph and is_op(before, *RESHAPING):
+            if before is not None and before.graph is scope.graph and is_op(before, *_OPS):
                 yield self._pair(scope, before, node)
             elif before is not None and follower(scope, before) is node and _generates(before):
                 yield self._generated(scope, before, node)
