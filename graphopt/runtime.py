@@ -31,6 +31,7 @@ def open_session(
     level: Level = "enable_all",
     threads: int = 1,
     timed: bool = False,
+    shapes_first: bool = False,
 ) -> Any:
     """An `onnxruntime.InferenceSession` on the CPU.
 
@@ -40,6 +41,7 @@ def open_session(
         threads: Intra-op threads; inter-op is always 1.
         timed: It is to run as it would for a user: with onnxruntime's arena, which keeps the memory
             of the largest run as long as the session lives. All others give it back after each run.
+        shapes_first: Shape runs as soon as it can, so that what it is asked of can be given back.
 
     Raises:
         InputError: onnxruntime cannot load the model (unknown operator or domain, broken graph).
@@ -51,6 +53,8 @@ def open_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
     options.enable_cpu_mem_arena = timed
+    if shapes_first:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.graph_optimization_level = (

@@ -235,16 +235,29 @@ def _static_infos(graph: ir.Graph) -> dict[str, TensorInfo]:
 def _ask_onnxruntime(
     model: ir.Model, inputs: Mapping[str, Shape], names: list[str]
 ) -> dict[str, TensorInfo]:
-    """Run once with the named values as extra outputs and read their shapes off the arrays."""
+    """Run once with the shapes of the named values as extra outputs.
+
+    Not the values themselves, unless their type is unknown as well: all at once they may take many
+    times the memory of the model.
+    """
     from graphopt.graph.io import session_source
     from graphopt.runtime import open_session, run
 
     wanted = set(names)
-    outputs = {output.name for output in model.graph.outputs}
-    for node in model.graph:
-        for value in node.outputs:
-            if value.name in wanted and value.name not in outputs:
-                model.graph.outputs.append(value)
+    asked = {}
+    known = {output.name for output in model.graph.outputs}
+    for value in [output for node in model.graph for output in node.outputs]:
+        if value.name not in wanted:
+            continue
+        output = value
+        if value.dtype is not None:
+            asking = ir.node("Shape", [value])
+            output = asking.outputs[0]
+            output.name, output.dtype = f"{value.name}/graphopt_shape", ir.DataType.INT64
+            model.graph.insert_after(value.producer() or asking, asking)
+        if output.name not in known:
+            model.graph.outputs.append(output)
+        asked[value.name] = output.name or "", value.dtype
     feeds = {
         value.name or "": np.ones(
             inputs[value.name or ""], (value.dtype or ir.DataType.FLOAT).numpy()
@@ -253,11 +266,14 @@ def _ask_onnxruntime(
     }
     try:
         with session_source(model) as source:
-            arrays = run(open_session(source, level="disable_all"), feeds, names)
+            session = open_session(source, level="disable_all", shapes_first=True)
+            arrays = run(session, feeds, [output for output, _ in asked.values()])
     except GraphoptError:
         return {}
-    return {
-        name: TensorInfo(ir.DataType.from_numpy(array.dtype), tuple(array.shape))
-        for name, array in zip(names, arrays, strict=True)
-        if isinstance(array, np.ndarray) and array.dtype.kind in "fiub"
-    }
+    found = {}
+    for (name, (_, dtype)), array in zip(asked.items(), arrays, strict=True):
+        if dtype is not None:
+            found[name] = TensorInfo(dtype, tuple(int(size) for size in array))
+        elif isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
+            found[name] = TensorInfo(ir.DataType.from_numpy(array.dtype), tuple(array.shape))
+    return found

@@ -90,6 +90,29 @@ def test_onnxruntime_fills_what_inference_cannot_know() -> None:
     assert infos["y"].shape == (1, 4)
 
 
+def test_only_shapes_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values themselves would be in memory all at once."""
+    from graphopt import runtime
+
+    asked = []
+    run = runtime.run
+
+    def spied(*args: object) -> list[object]:
+        asked.extend(run(*args))  # type: ignore[arg-type]
+        return asked
+
+    monkeypatch.setattr(runtime, "run", spied)
+    model = build(
+        """net (float[64,64] x) => (float[A,B] y)
+        { o = NonZero(x) s = Shape(x) f = Cast<to=1>(o) g = Reshape(x, s) h = MatMul(g, x) y = Exp(h) }"""
+    )
+    infos = infer(ir.from_proto(model), {"x": (64, 64)})
+    assert infos["f"].shape == (2, 4096)
+    assert infos["y"].shape == (64, 64)
+    assert asked
+    assert all(array.ndim == 1 and array.size == 2 for array in asked)
+
+
 def test_a_model_nobody_can_run_leaves_holes() -> None:
     model = build(
         "net (float[4] x) => (float[4] y) { a = Abs(x) b = my.Mystery(a) y = Relu(b) }",
