@@ -68,36 +68,11 @@ class Census:
         self._infos = infos
         self._macs: dict[ir.Node, int] = {}
         """Of every node that has been in the main graph."""
-        self._owners: set[ir.Node] = set()
-        """Of the nodes known, the few that have a body or a tensor of their own."""
 
     def take(self) -> Snapshot:
-        """The model as it is now. Only new nodes are looked at closely."""
-        known = self._macs
-        main = list(self._model.graph)
-        for node in main:
-            if node not in known:
-                known[node] = self._count(node)
-                self._meet(node)
-        inner: set[ir.Node] = set()
-        stored: dict[tuple[int, int], tuple[object, ir.TensorProtocol]] = {}
-        found = [self._model.graph]
-        for graph in found:
-            for value in graph.initializers.data.values():  # faster than through the mapping
-                tensor = value.const_value
-                if tensor is not None:
-                    stored[id(value), id(tensor)] = value, tensor
-            here = main if graph is self._model.graph else list(graph)
-            if here is not main:
-                inner.update(here)
-                for node in here:
-                    self._meet(node)
-            for node in self._owners.intersection(here):
-                found += bodies(node)
-                tensor = constant_tensor(node)
-                if tensor is not None:
-                    stored[id(node), id(tensor)] = node, tensor
-        return Snapshot(set(main), inner, known, stored)
+        """The model as it is now. Only new nodes are counted."""
+        graph = self._model.graph
+        return self._part(True, list(graph), list(graph.initializers.values()))
 
     def changed(self, scope: Scope) -> tuple[Tally, Tally]:
         """What went and what came by the Edits in the journal of a scope, which is then empty.
@@ -132,7 +107,6 @@ class Census:
                 if node not in self._macs:
                     # What was made and removed again has lost its inputs; and cancels out.
                     self._macs[node] = 0 if node.graph is None else self._count(node)
-                    self._meet(node)
         weights = (value for graph in found for value in graph.initializers.values())
         for value in (*values, *weights):
             if value.const_value is not None:
@@ -142,10 +116,6 @@ class Census:
             if tensor is not None:
                 stored[id(node), id(tensor)] = node, tensor
         return Snapshot(set(nodes) if main else set(), set(inner), self._macs, stored)
-
-    def _meet(self, node: ir.Node) -> None:
-        if node.op_type == "Constant" or bodies(node):
-            self._owners.add(node)
 
     def _count(self, node: ir.Node) -> int:
         if any(output.name and output.name not in self._infos for output in node.outputs):

@@ -246,7 +246,7 @@ def _ask_onnxruntime(
     wanted = set(names)
     asked = {}
     known = {output.name for output in model.graph.outputs}
-    for value in [output for node in model.graph for output in node.outputs]:
+    for node, value in [(n, output) for n in model.graph for output in n.outputs]:
         if value.name not in wanted:
             continue
         output = value
@@ -254,7 +254,7 @@ def _ask_onnxruntime(
             asking = ir.node("Shape", [value])
             output = asking.outputs[0]
             output.name, output.dtype = f"{value.name}/graphopt_shape", ir.DataType.INT64
-            model.graph.insert_after(value.producer() or asking, asking)
+            model.graph.insert_after(node, asking)
         if output.name not in known:
             model.graph.outputs.append(output)
         asked[value.name] = output.name or "", value.dtype

@@ -87,8 +87,9 @@ def check(case: Case, rewrites: Sequence[Rewrite] = ALL) -> Counter[str]:
     _same_interface(case.model, result)
     _same_numbers(case, original, result)
     _settled(case.model, result, rewrites, shapes)
-    _no_dearer(case.model, result, shapes)
-    _adds_up(case.model, result, shapes)
+    before, after = _cost(case.model, shapes), _cost(result.proto, shapes)
+    _no_dearer(case.model, result, shapes, before.macs, after.macs)
+    _adds_up(case.model, result, before, after)
     return Counter(result.names)
 
 
@@ -270,9 +271,13 @@ def _bare(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _no_dearer(
-    original: onnx.ModelProto, result: Result, shapes: Mapping[str, tuple[int, ...]]
+    original: onnx.ModelProto,
+    result: Result,
+    shapes: Mapping[str, tuple[int, ...]],
+    before: int,
+    after: int,
 ) -> None:
-    before, after = _macs(original, shapes), _macs(result.proto, shapes)
+    """before, after: MACs."""
     # The gate takes everything here: what compose-convs would have measured first may cost more.
     more = MOST_MORE * result.names.count("compose-convs")
     if after > before + more and not _has_bodies(original):  # theirs are not counted
@@ -287,11 +292,8 @@ def _no_dearer(
         raise BrokenError("a bigger file", f"{size} bytes, {allowed} allowed", result.names)
 
 
-def _adds_up(
-    original: onnx.ModelProto, result: Result, shapes: Mapping[str, tuple[int, ...]]
-) -> None:
+def _adds_up(original: onnx.ModelProto, result: Result, before: Tally, after: Tally) -> None:
     """The changes in the ledger, one by one, are together the difference of the totals."""
-    before, after = _cost(original, shapes), _cost(result.proto, shapes)
     what = ["nodes", "parameters", "weight_bytes", *["macs"] * (not _has_bodies(original))]
     for name in what:
         saved = sum(getattr(c.before, name) - getattr(c.after, name) for c in result.applied)
@@ -302,10 +304,6 @@ def _adds_up(
 
 def _has_bodies(proto: onnx.ModelProto) -> bool:
     return len(_nodes(proto.graph)) > len(proto.graph.node)
-
-
-def _macs(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return _cost(proto, shapes).macs
 
 
 def _cost(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Tally:
